@@ -1,0 +1,58 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * The broker's memory that outlives it: records held by the supervisor.
+ *
+ * The supervisor is a small process that does nothing but keep records (a kind, an id, a blob of fixed size,
+ * up to four descriptors), start the broker process, and start it again when it dies. The broker puts a record
+ * before it acts on it; a put is one packet on a socket pair, so it happened as soon as it was sent, whatever
+ * becomes of the sender, and the records are seen in the order in which they were put. A new broker first
+ * loads all records and takes up every region and client where they were.
+ *
+ * A broker without a supervisor (tests, fuzzing) has store == NULL: every call does nothing and returns 0.
+ */
+#ifndef PANDO_BROKER_STORE_H
+#define PANDO_BROKER_STORE_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define STORE_MAX_FDS 4u
+#define STORE_MAX_BLOB 1024u
+
+enum store_kind {
+	STORE_REGION = 1,   /* struct region_record; ledger, slots, heap, read-only heap */
+	STORE_CLIENT = 2,   /* struct client_record; connection, pidfd */
+	STORE_LISTENER = 3, /* no blob; the listening socket: put by the supervisor itself */
+	STORE_EPOCH = 4,    /* uint64_t; put by the supervisor itself */
+};
+
+struct store;
+
+/* Opens the broker's end of the channel that the supervisor passed as a descriptor. Takes the descriptor. */
+int store_open(struct store **out, int channel);
+void store_close(struct store *store);
+
+/*
+ * Creates or replaces a record. The descriptors stay the caller's (the supervisor gets copies). On replacing,
+ * nfds may be 0 to keep the descriptors that are there. Blocks only if the supervisor lags. Returns 0 or a
+ * negative errno: -EPIPE says that the supervisor is gone.
+ */
+int store_put(struct store *store, enum store_kind kind, uint64_t id, const void *blob, size_t size,
+	      const int *fds, unsigned int nfds);
+
+/* Removes a record; none is fine. */
+int store_remove(struct store *store, enum store_kind kind, uint64_t id);
+
+/*
+ * Receives every record, oldest first, and calls fn for each, which takes over the descriptors. To be
+ * called once, before the first put. Returns 0, or the first negative errno that fn returned.
+ */
+int store_load(struct store *store,
+	       int (*fn)(void *arg, enum store_kind kind, uint64_t id, const void *blob, size_t size,
+			 const int *fds, unsigned int nfds),
+	       void *arg);
+
+/* The channel, to be polled: readable or hung up means a word from the supervisor, or its end. */
+int store_fd(const struct store *store);
+
+#endif

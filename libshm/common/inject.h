@@ -1,0 +1,28 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Injection points: named places where a test may kill, stop or fail this process.
+ *
+ * Compiled out unless the build has -Dinjection=true. A point costs one load when it is compiled in and
+ * no point is armed. Points are armed by the environment when the process starts:
+ *
+ *	PANDO_INJECT="broker.open.committed=kill,store.put=stop@3"
+ *
+ * with the actions kill (SIGKILL to itself), stop (SIGSTOP to itself), fail (PANDO_INJECT_FAIL yields
+ * true) and abort; "@N" fires at the Nth passage only (default: the first). Names are
+ * component.operation.step.
+ */
+#ifndef PANDO_COMMON_INJECT_H
+#define PANDO_COMMON_INJECT_H
+
+#include <stdbool.h>
+
+#ifdef PANDO_INJECTION
+bool pando__inject(const char *name);
+#define PANDO_INJECT(name) ((void)pando__inject(name))
+#define PANDO_INJECT_FAIL(name) pando__inject(name)
+#else
+#define PANDO_INJECT(name) ((void)0)
+#define PANDO_INJECT_FAIL(name) false
+#endif
+
+#endif
