@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Fuzzes the protocol's parser in both directions: the first byte picks the direction and the count of
- * descriptors. Whatever is accepted must keep the promises of protocol.h, which are checked here.
+ * Fuzzes the protocol's parser in both directions. The first byte picks the direction, the count of
+ * descriptors and whether the packet is taken as it is, or as a payload behind a sound header of the
+ * type in the second byte (which reaches the checks of content quickly). Whatever is accepted must
+ * keep the promises of protocol.h, which are checked here.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -41,16 +43,41 @@ static void check_accepted(const struct pando__msg *m)
 	}
 }
 
+/* A packet with a sound header and the given bytes as payload; returns its length. */
+static size_t with_header(struct pando__msg *packet, unsigned int type, const uint8_t *data,
+			  size_t size)
+{
+	int payload = pando__msg_payload(type);
+
+	if (payload < 0)
+		return 0;
+	pando__msg_init(packet, type, type == PANDO__MSG_NOTICE ? 0 : 1);
+	if (size > (size_t)payload)
+		size = (size_t)payload;
+	memcpy((char *)packet + sizeof(packet->header), data, size);
+	return packet->header.length;
+}
+
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 {
-	static struct pando__msg m;
+	static struct pando__msg m, made;
+	const void *packet;
+	size_t length;
 	char why[128] = "";
 	int rc;
 
-	if (size < 1)
+	if (size < 2)
 		return 0;
-	rc = pando__msg_parse((data[0] & 1) ? PANDO__TO_CLIENT : PANDO__TO_BROKER, data + 1,
-			      size - 1, (data[0] >> 1) & 3, &m, why, sizeof(why));
+	if (data[0] & 0x80) {
+		packet = &made;
+		length = with_header(&made, data[1] & 0x7f, data + 2, size - 2);
+		made.header.fds = (data[0] >> 1) & 3;
+	} else {
+		packet = data + 1;
+		length = size - 1;
+	}
+	rc = pando__msg_parse((data[0] & 1) ? PANDO__TO_CLIENT : PANDO__TO_BROKER, packet, length,
+			      (data[0] >> 1) & 3, &m, why, sizeof(why));
 	if (rc == 0) {
 		must((int)m.header.length ==
 		     (int)sizeof(m.header) + pando__msg_payload(m.header.type));
