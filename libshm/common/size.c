@@ -33,8 +33,7 @@ char *pando__size_format(uint64_t bytes, char buf[PANDO__SIZE_TEXT])
 	if (hundredths == 0 || whole >= 100)
 		snprintf(buf, PANDO__SIZE_TEXT, "%u %ciB", whole, units[unit]);
 	else if (whole >= 10)
-		snprintf(buf, PANDO__SIZE_TEXT, "%u.%u %ciB", whole, hundredths / 10,
-			 units[unit]);
+		snprintf(buf, PANDO__SIZE_TEXT, "%u.%u %ciB", whole, hundredths / 10, units[unit]);
 	else
 		snprintf(buf, PANDO__SIZE_TEXT, "%u.%02u %ciB", whole, hundredths, units[unit]);
 	return buf;
@@ -97,8 +96,8 @@ int pando__size_parse(const char *text, uint64_t *bytes)
 	}
 	if (!parse_unit(s, &shift) || (base == 16 && shift))
 		return -EINVAL;
-	total =
-	    ((unsigned __int128)whole << shift) + (((unsigned __int128)fraction << shift) / scale);
+	total = ((unsigned __int128)whole << shift) +
+		(((unsigned __int128)fraction << shift) / scale);
 	if (total > UINT64_MAX)
 		return -ERANGE;
 	*bytes = (uint64_t)total;

@@ -198,8 +198,8 @@ static const char *check_clients(const struct pando__msg *msg)
 static const char *check_status(const struct pando__msg *msg)
 {
 	return string_ok(msg->status.info.version, sizeof(msg->status.info.version))
-		   ? NULL
-		   : "the version is not terminated";
+		       ? NULL
+		       : "the version is not terminated";
 }
 
 static const char *check_error(const struct pando__msg *msg)
@@ -207,8 +207,8 @@ static const char *check_error(const struct pando__msg *msg)
 	if (msg->error.error <= 0 || msg->error.error > 4095)
 		return "not an errno";
 	return text_ok(msg->error.text, sizeof(msg->error.text))
-		   ? NULL
-		   : "text is not terminated or not printable";
+		       ? NULL
+		       : "text is not terminated or not printable";
 }
 
 static const char *check_notice(const struct pando__msg *msg)
@@ -223,23 +223,23 @@ static const char *check_notice(const struct pando__msg *msg)
 #define SIZE(member) sizeof(((struct pando__msg *)0)->member)
 
 static const struct type_info types[PANDO__MSG_REPLY_END] = {
-    [PANDO__MSG_HELLO] = {SIZE(hello), 0, 0, check_hello},
-    [PANDO__MSG_OPEN] = {SIZE(open), 0, 0, check_open},
-    [PANDO__MSG_CLOSE] = {SIZE(close), 0, 0, NULL},
-    [PANDO__MSG_RESIZE] = {SIZE(resize), 0, 0, NULL},
-    [PANDO__MSG_REMOVE] = {SIZE(remove), 0, 0, check_remove},
-    [PANDO__MSG_GRANT] = {SIZE(grant), 0, 0, check_grant},
-    [PANDO__MSG_LIST] = {SIZE(walk), 0, 0, check_walk},
-    [PANDO__MSG_CLIENTS] = {SIZE(walk), 0, 0, check_walk},
-    [PANDO__MSG_STATUS] = {0, 0, 0, NULL},
-    [PANDO__MSG_WELCOME] = {SIZE(welcome), 0, 0, check_welcome},
-    [PANDO__MSG_OPENED] = {SIZE(opened), 0, PANDO__PROTO_MAX_FDS, check_opened},
-    [PANDO__MSG_DONE] = {SIZE(done), 0, 0, NULL},
-    [PANDO__MSG_REGIONS] = {SIZE(regions), 0, 0, check_regions},
-    [PANDO__MSG_CLIENT_LIST] = {SIZE(clients), 0, 0, check_clients},
-    [PANDO__MSG_STATUS_REPLY] = {SIZE(status), 0, 0, check_status},
-    [PANDO__MSG_ERROR] = {SIZE(error), 0, 0, check_error},
-    [PANDO__MSG_NOTICE] = {SIZE(notice), 0, 0, check_notice},
+	[PANDO__MSG_HELLO] = {SIZE(hello), 0, 0, check_hello},
+	[PANDO__MSG_OPEN] = {SIZE(open), 0, 0, check_open},
+	[PANDO__MSG_CLOSE] = {SIZE(close), 0, 0, NULL},
+	[PANDO__MSG_RESIZE] = {SIZE(resize), 0, 0, NULL},
+	[PANDO__MSG_REMOVE] = {SIZE(remove), 0, 0, check_remove},
+	[PANDO__MSG_GRANT] = {SIZE(grant), 0, 0, check_grant},
+	[PANDO__MSG_LIST] = {SIZE(walk), 0, 0, check_walk},
+	[PANDO__MSG_CLIENTS] = {SIZE(walk), 0, 0, check_walk},
+	[PANDO__MSG_STATUS] = {0, 0, 0, NULL},
+	[PANDO__MSG_WELCOME] = {SIZE(welcome), 0, 0, check_welcome},
+	[PANDO__MSG_OPENED] = {SIZE(opened), 0, PANDO__PROTO_MAX_FDS, check_opened},
+	[PANDO__MSG_DONE] = {SIZE(done), 0, 0, NULL},
+	[PANDO__MSG_REGIONS] = {SIZE(regions), 0, 0, check_regions},
+	[PANDO__MSG_CLIENT_LIST] = {SIZE(clients), 0, 0, check_clients},
+	[PANDO__MSG_STATUS_REPLY] = {SIZE(status), 0, 0, check_status},
+	[PANDO__MSG_ERROR] = {SIZE(error), 0, 0, check_error},
+	[PANDO__MSG_NOTICE] = {SIZE(notice), 0, 0, check_notice},
 };
 
 static bool known_type(unsigned int type)
@@ -254,7 +254,7 @@ int pando__msg_payload(unsigned int type)
 }
 
 static int malformed(char *why, size_t why_size, const char *fmt, ...)
-    __attribute__((format(printf, 3, 4)));
+	__attribute__((format(printf, 3, 4)));
 
 static int malformed(char *why, size_t why_size, const char *fmt, ...)
 {
@@ -394,10 +394,10 @@ int pando__msg_receive(int socket, void *buf, size_t size, int *fds, unsigned in
 	union control control;
 	struct iovec iov = {.iov_base = buf, .iov_len = size};
 	struct msghdr mh = {
-	    .msg_iov = &iov,
-	    .msg_iovlen = 1,
-	    .msg_control = control.space,
-	    .msg_controllen = sizeof(control.space),
+		.msg_iov = &iov,
+		.msg_iovlen = 1,
+		.msg_control = control.space,
+		.msg_controllen = sizeof(control.space),
 	};
 	unsigned int count;
 	ssize_t n;

@@ -189,14 +189,14 @@ static void carries_descriptors_and_leaks_none(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(accepts_what_it_made),
-	    cmocka_unit_test(refuses_every_other_length),
-	    cmocka_unit_test(refuses_the_other_direction),
-	    cmocka_unit_test(refuses_descriptors_where_none_belong),
-	    cmocka_unit_test(tells_another_version),
-	    cmocka_unit_test(checks_region_names),
-	    cmocka_unit_test(checks_flags_and_padding),
-	    cmocka_unit_test(carries_descriptors_and_leaks_none),
+		cmocka_unit_test(accepts_what_it_made),
+		cmocka_unit_test(refuses_every_other_length),
+		cmocka_unit_test(refuses_the_other_direction),
+		cmocka_unit_test(refuses_descriptors_where_none_belong),
+		cmocka_unit_test(tells_another_version),
+		cmocka_unit_test(checks_region_names),
+		cmocka_unit_test(checks_flags_and_padding),
+		cmocka_unit_test(carries_descriptors_and_leaks_none),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
