@@ -52,7 +52,31 @@ int store_load(struct store *store,
 			 const int *fds, unsigned int nfds),
 	       void *arg);
 
-/* The channel, to be polled: readable or hung up means a word from the supervisor, or its end. */
+/* The channel, to be polled: readable or hung up means a word from the supervisor, or its end. -1 without one. */
 int store_fd(const struct store *store);
+
+/* What the supervisor has to say. */
+enum store_word {
+	STORE_WORD_DRAIN = 1,	   /* SIGTERM: take no new clients and regions, end when the last client is gone or
+				      value (milliseconds) have passed */
+	STORE_WORD_STOP = 2,	   /* second SIGTERM: end now */
+	STORE_WORD_REOPEN_LOG = 3, /* SIGHUP */
+};
+
+/* Takes the next word, never waiting. Returns 1 (*word, *value set), 0 (none there) or -EPIPE: no supervisor. */
+int store_word(struct store *store, enum store_word *word, uint64_t *value);
+
+/* Tells the supervisor that this broker serves (readiness is reported then). Returns as store_put. */
+int store_ready(struct store *store);
+
+/*
+ * Tells the supervisor that this broker is about to exit because it means to, with this status for the
+ * daemon: nothing is to be started again. why: one sentence if status is not 0 (told to whoever waits on
+ * --ready-fd), else NULL. Without this word every end of a broker counts as a crash.
+ */
+int store_finish(struct store *store, int status, const char *why);
+
+/* The supervisor's pid, or 0 without one. */
+int store_supervisor_pid(const struct store *store);
 
 #endif
