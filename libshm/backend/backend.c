@@ -13,9 +13,10 @@
 
 #include "common/size.h"
 
-extern const struct pando__backend pando__backend_hugetlb, pando__backend_memfd;
+extern const struct pando__backend pando__backend_mshare, pando__backend_hugetlb, pando__backend_memfd;
 
 const struct pando__backend *const pando__backends[] = {
+    &pando__backend_mshare,
     &pando__backend_hugetlb,
     &pando__backend_memfd,
     NULL,
