@@ -26,8 +26,8 @@
 
 /* What this process is to be. Internal options decide; people only ever start CONFIG_ROLE_DAEMON. */
 enum config_role {
-	CONFIG_ROLE_DAEMON = 0,	    /* started by a person, systemd or the library */
-	CONFIG_ROLE_BROKER = 1,	    /* --broker-channel: started by a supervisor */
+	CONFIG_ROLE_DAEMON = 0, /* started by a person, systemd or the library */
+	CONFIG_ROLE_BROKER = 1, /* --broker-channel: started by a supervisor */
 	CONFIG_ROLE_SUPERVISOR = 2, /* --supervise-channel: started by a broker that lost its own */
 };
 
@@ -45,15 +45,16 @@ struct config_user_quota {
 struct broker_config {
 	uint64_t magic, size; /* of the bytes in a memory file: another build is refused */
 	enum config_role role;
-	int channel;  /* the store's channel in the two internal roles, else -1 */
+	int channel; /* the store's channel in the two internal roles, else -1 */
 	int ready_fd; /* gets "ok\n" or one sentence, then is closed; -1: nobody waits. Supervisor or lone broker */
 	bool embedded;
 	bool no_supervisor;
 	char address[CONFIG_ADDRESS_MAX]; /* socket path, or "@name" */
-	uid_t owner;			  /* effective uid of the daemon; the only one admitted if embedded */
-	uint32_t backend;		  /* enum pando_backend */
+	uid_t owner; /* effective uid of the daemon; the only one admitted if embedded */
+	uint32_t backend; /* enum pando_backend */
 	uint64_t window_base, window_size; /* whole GiB */
-	struct config_quota quota;	  /* for every uid that has none of its own, except root and owner */
+	struct config_quota
+		quota; /* for every uid that has none of its own, except root and owner */
 	struct config_user_quota users[CONFIG_MAX_QUOTAS];
 	unsigned int user_count;
 	enum log_level log_level;

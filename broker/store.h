@@ -20,10 +20,10 @@
 #define STORE_MAX_BLOB 1024u
 
 enum store_kind {
-	STORE_REGION = 1,   /* struct region_record; ledger, slots, heap, read-only heap */
-	STORE_CLIENT = 2,   /* struct client_record; connection, pidfd */
+	STORE_REGION = 1, /* struct region_record; ledger, slots, heap, read-only heap */
+	STORE_CLIENT = 2, /* struct client_record; connection, pidfd */
 	STORE_LISTENER = 3, /* no blob; the listening socket: put by the supervisor itself */
-	STORE_EPOCH = 4,    /* uint64_t; put by the supervisor itself */
+	STORE_EPOCH = 4, /* uint64_t; put by the supervisor itself */
 };
 
 struct store;
@@ -48,8 +48,8 @@ int store_remove(struct store *store, enum store_kind kind, uint64_t id);
  * called once, before the first put. Returns 0, or the first negative errno that fn returned.
  */
 int store_load(struct store *store,
-	       int (*fn)(void *arg, enum store_kind kind, uint64_t id, const void *blob, size_t size,
-			 const int *fds, unsigned int nfds),
+	       int (*fn)(void *arg, enum store_kind kind, uint64_t id, const void *blob,
+			 size_t size, const int *fds, unsigned int nfds),
 	       void *arg);
 
 /* The channel, to be polled: readable or hung up means a word from the supervisor, or its end. -1 without one. */
@@ -57,9 +57,10 @@ int store_fd(const struct store *store);
 
 /* What the supervisor has to say. */
 enum store_word {
-	STORE_WORD_DRAIN = 1,	   /* SIGTERM: take no new clients and regions, end when the last client is gone or
+	STORE_WORD_DRAIN =
+		1, /* SIGTERM: take no new clients and regions, end when the last client is gone or
 				      value (milliseconds) have passed */
-	STORE_WORD_STOP = 2,	   /* second SIGTERM: end now */
+	STORE_WORD_STOP = 2, /* second SIGTERM: end now */
 	STORE_WORD_REOPEN_LOG = 3, /* SIGHUP */
 };
 
