@@ -94,7 +94,7 @@ static void read_before_mmap(void)
 	CHECK_EQ(pread(fd, &info, sizeof(info), 0), sizeof(info));
 	CHECK_EQ(info.start, 0);
 	CHECK_EQ(info.size, 0);
-	CHECK_ERR(pread(fd, (void *)8, sizeof(info), 0), EFAULT);
+	CHECK_ERR(syscall(SYS_pread64, fd, 8, sizeof(info), 0), EFAULT);
 	CHECK(pread(fd, small, sizeof(small), 0) <= (ssize_t)sizeof(small), "read too much");
 	CHECK_OK(unlink(path));
 }

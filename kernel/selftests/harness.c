@@ -88,6 +88,13 @@ void fail_at(const char *file, int line, const char *fmt, ...)
 	_exit(1);
 }
 
+long ok_at(const char *file, int line, const char *call, long result)
+{
+	if (result == -1)
+		fail_at(file, line, "%s: %s", call, strerror(errno));
+	return result;
+}
+
 /* The reason travels to the harness in memory that both have. */
 static char *skip_reason;
 

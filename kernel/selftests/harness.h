@@ -85,6 +85,7 @@ unsigned int storm_seconds(unsigned int full); /* how long a storm lasts in this
 void diag(const char *fmt, ...) __attribute__((format(printf, 1, 2)));
 void fail_at(const char *file, int line, const char *fmt, ...)
 	__attribute__((format(printf, 3, 4), noreturn));
+long ok_at(const char *file, int line, const char *call, long result);
 void skip(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 
 #define FAIL(...) fail_at(__FILE__, __LINE__, __VA_ARGS__)
@@ -101,13 +102,7 @@ void skip(const char *fmt, ...) __attribute__((format(printf, 1, 2), noreturn));
 			     b_, b_);                                                         \
 	} while (0)
 /* A call that must succeed. */
-#define CHECK_OK(call)                                                      \
-	({                                                                  \
-		long r_ = (long)(call);                                     \
-		if (r_ == -1)                                               \
-			FAIL("%s: %s", #call, strerror(errno));             \
-		r_;                                                         \
-	})
+#define CHECK_OK(call) ok_at(__FILE__, __LINE__, #call, (long)(call))
 /* A call that must fail with this errno. */
 #define CHECK_ERR(call, err)                                                             \
 	do {                                                                             \
