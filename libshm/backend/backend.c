@@ -4,7 +4,7 @@
  *
  * The table's order is the order of preference. `auto` asks each backend in turn whether it could hold the
  * region now; the last one is taken unasked, so that the refusal, if it must come, is the ordinary one of
- * committing. Probing reads a few files below /proc and /sys and makes one memfd: about 0.1 ms.
+ * committing. The remedies are left to `pando doctor`: the sentence travels in a message of fixed size. Probing reads a few files below /proc and /sys and makes one memfd: about 0.1 ms.
  */
 #include "backend/backend.h"
 
@@ -13,22 +13,23 @@
 
 #include "common/size.h"
 
-extern const struct pando__backend pando__backend_mshare, pando__backend_hugetlb, pando__backend_memfd;
+extern const struct pando__backend pando__backend_mshare, pando__backend_hugetlb,
+	pando__backend_memfd;
 
 const struct pando__backend *const pando__backends[] = {
-    &pando__backend_mshare,
-    &pando__backend_hugetlb,
-    &pando__backend_memfd,
-    NULL,
+	&pando__backend_mshare,
+	&pando__backend_hugetlb,
+	&pando__backend_memfd,
+	NULL,
 };
 
 const char *pando_backend_name(unsigned int backend)
 {
 	static const char *const names[] = {
-	    [PANDO_BACKEND_AUTO] = "auto",
-	    [PANDO_BACKEND_MEMFD] = "memfd",
-	    [PANDO_BACKEND_HUGETLB] = "hugetlb",
-	    [PANDO_BACKEND_MSHARE] = "mshare",
+		[PANDO_BACKEND_AUTO] = "auto",
+		[PANDO_BACKEND_MEMFD] = "memfd",
+		[PANDO_BACKEND_HUGETLB] = "hugetlb",
+		[PANDO_BACKEND_MSHARE] = "mshare",
 	};
 
 	return backend < sizeof(names) / sizeof(names[0]) ? names[backend] : NULL;
@@ -67,10 +68,8 @@ const struct pando__backend *pando__backend_auto(uint64_t size, char *why, size_
 				     pando__size_format(probe.available, have),
 				     pando__size_format(size, need));
 		else
-			n = snprintf(why + used, why_size - used, "%s%s: %s%s%s%s",
-				     used ? "; " : "", b->name, probe.why,
-				     probe.mend[0] ? " (" : "", probe.mend,
-				     probe.mend[0] ? ")" : "");
+			n = snprintf(why + used, why_size - used, "%s%s: %s", used ? "; " : "",
+				     b->name, probe.why);
 		used += n > 0 ? (size_t)n : 0;
 	}
 }

@@ -11,6 +11,8 @@
  *					does that first and lets fallocate() fill what is left
  *	never, deny			4 KiB pages
  *
+ * Regions are left out of core dumps (as the kernel leaves out shared huge pages by default).
+ *
  * Commit asks how much memory is available before it takes any: see memory.c.
  */
 #include <errno.h>
@@ -131,9 +133,13 @@ static int memfd_map(int fd, uint64_t base, uint64_t max_size, bool readonly)
 {
 	int rc = pando__file_map(fd, base, max_size, readonly);
 
-	if (rc == 0) /* refused where the kernel has no such pages: nothing is lost */
-		(void)madvise((void *)(uintptr_t)base, max_size, MADV_HUGEPAGE);
-	return rc;
+	if (rc < 0)
+		return rc;
+	/* Refused where the kernel has no such pages: nothing is lost. */
+	(void)madvise((void *)(uintptr_t)base, max_size, MADV_HUGEPAGE);
+	/* A core dump reads what is mapped, and reading a hole of shmem allocates it: max_size in all. */
+	(void)madvise((void *)(uintptr_t)base, max_size, MADV_DONTDUMP);
+	return 0;
 }
 
 const struct pando__backend pando__backend_memfd = {
