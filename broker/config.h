@@ -49,6 +49,7 @@ struct broker_config {
 	int ready_fd; /* gets "ok\n" or one sentence, then is closed; -1: nobody waits. Supervisor or lone broker */
 	bool embedded;
 	bool no_supervisor;
+	bool activated; /* the listening socket came from systemd: its path is not ours to remove */
 	char address[CONFIG_ADDRESS_MAX]; /* socket path, or "@name" */
 	uid_t owner; /* effective uid of the daemon; the only one admitted if embedded */
 	uint32_t backend; /* enum pando_backend */

@@ -13,6 +13,7 @@
 #include "store_wire.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -112,11 +113,15 @@ int store_packet_receive(int fd, struct store_packet *p, int fds[STORE_MAX_FDS],
 	unsigned int got;
 	ssize_t n;
 
+	/*
+	 * A peer that died with unread packets resets the connection: the kernel says so once, and what it
+	 * had sent before lies behind that error. Those packets count, so reading goes on to the end.
+	 */
 	do
 		n = recvmsg(fd, &mh, flags | MSG_CMSG_CLOEXEC);
-	while (n < 0 && errno == EINTR);
+	while (n < 0 && (errno == EINTR || errno == ECONNRESET));
 	if (n < 0)
-		return errno == EAGAIN ? 0 : errno == ECONNRESET ? -EPIPE : -errno;
+		return errno == EAGAIN ? 0 : -errno;
 	if (n == 0)
 		return -EPIPE;
 	got = take_fds(&mh, fds);
@@ -147,6 +152,8 @@ int store_open(struct store **out, int channel)
 		return pando__fail(EINVAL, "descriptor %d is not a channel to a supervisor",
 				   channel);
 	}
+	(void)fcntl(channel, F_SETFD,
+		    FD_CLOEXEC); /* another holder would hide this broker's death */
 	store->fd = channel;
 	*out = store;
 	return 0;
