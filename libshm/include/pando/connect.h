@@ -33,7 +33,8 @@ struct pando;
  * ("@name"). NULL means: $PANDO_BROKER; if that is unset, $XDG_RUNTIME_DIR/pando/broker.sock, then
  * /run/pando/broker.sock, whichever exists; if none does, an embedded broker is started for this
  * program and its children ($PANDO_BROKER is set to its address, so that programs it executes find it
- * too); it ends with the last of them. Set-user-id programs ignore the environment.
+ * too); it ends with the last of them. Set-user-id programs ignore the environment. $PANDO_TIMEOUT, in
+ * milliseconds, replaces the 10 s that each call waits for the broker's answer (committing memory has longer).
  *
  * Returns 0; -ECONNREFUSED or -ENOENT (no broker at that address), -ENAMETOOLONG (socket path over
  * 107 bytes), -EACCES, -EPROTO (the broker speaks another version of the protocol), -EDQUOT (too many
@@ -44,11 +45,14 @@ PANDO_API PANDO_NODISCARD int pando_connect(struct pando **out, const char *brok
 
 /*
  * Closes every region that is still open through the handle, leaves the broker and frees the
- * handle. NULL is ignored. No other thread may be using the handle.
+ * handle. Waits for the broker, but not longer than a second. NULL is ignored. No other thread may be using the handle.
  */
 PANDO_API void pando_disconnect(struct pando *p);
 
-/* The id that the broker gave this client: never 0, never used again by this broker. Any thread. */
+/*
+ * The id that the broker gave this client: never used again by this broker. In the child of a fork() it is its
+ * own, asked for at the first call; 0 if the broker cannot be reached. Any thread.
+ */
 PANDO_API uint64_t pando_client_id(struct pando *p) PANDO_NONNULL(1);
 
 /* The address that the handle is connected to. Valid as long as the handle. Any thread. */

@@ -58,14 +58,16 @@ struct pando_region_options {
 /*
  * Opens (and with PANDO_CREATE makes) the region `name` and maps it at its address. options may be NULL
  * without PANDO_CREATE. Opening a region that this handle has open already returns the same handle,
- * counted; each open needs its close.
+ * counted, with the rights that it has; each open needs its close.
  *
  * Returns 0; -ENOENT (no such region), -EEXIST, -EINVAL (bad name, size 0, size over max_size,
- * unaligned address, unknown flag), -EACCES (mode bits and access list say no), -EADDRINUSE (another
+ * unaligned address, unknown flag), -EACCES (mode bits and access list say no; or it is open here already, but
+ * read-only), -EADDRINUSE (another
  * region has that address), -EADDRNOTAVAIL (something else is mapped there in this process: the
  * sentence names it), -ENOMEM (more than the machine or the huge page pool has free), -EDQUOT (quota
  * of this user), -EUSERS (client table full), -EOPNOTSUPP (backend unavailable here),
- * -ECONNRESET (the broker and its supervisor are gone).
+ * -ECONNRESET (the broker and its supervisor are gone), -ETIMEDOUT (the broker is stopped), -EMFILE (three
+ * descriptors are needed for a moment), -EPROTO (what the broker sent makes no sense).
  * Any thread; not async-signal-safe. May wait for the broker (committing 1 GiB takes about 0.3 s).
  */
 PANDO_API PANDO_NODISCARD int pando_region_open_sized(struct pando *p, const char *name, unsigned int flags,

@@ -1,0 +1,166 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * fork(): the child becomes a client of its own.
+ *
+ * Three handlers of pthread_atfork(), registered once, with the first connection:
+ *
+ *	prepare	takes the list of handles and every handle's lock, so that the copy is consistent. None of them is
+ *		ever held while waiting for a broker, so fork() waits for nobody.
+ *	parent	lets go again.
+ *	child	for each handle: a new connection, HELLO that names the parent, OPEN for each region, and no waiting
+ *		for answers (pando__hail()); only then the inherited socket is closed. The answers are read
+ *		at the child's next call into the library. Until then it has no slot; memory works at once.
+ *
+ * The order in the child matters. While it has the parent's socket, the broker sees no hang-up of the parent, even
+ * if the parent has ended; when it does see it, the child's messages are queued already. So the
+ * regions of a parent that dies right after fork() are not given up while the child is on its way.
+ *
+ * The parent's slot page is made read-only in the child. Descriptors that another thread of the parent had just
+ * received, and the list of mappings, are in order because they change under `lock`. What such a thread had on its
+ * stack is lost, as after any fork().
+ *
+ * A child made by vfork() or posix_spawn() shares the parent's memory until exec(), which leaves nothing: the sockets
+ * are close-on-exec, the mappings go. A child made by _Fork() or clone() runs no handlers; its first call finds
+ * a page (`mark`) that the kernel has wiped in the copy, and does the same then.
+ *
+ * The child handler calls only what is safe after fork() in a threaded program: no allocation, no stdio.
+ */
+#include "client.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include "common/atomic.h"
+#include "common/fail.h"
+#include "common/inject.h"
+
+#define FORK_CONNECT_MS 100 /* how long a full queue of the broker may delay the child */
+
+static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct pando *handles;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int registered;
+
+static void disown_slot(struct pando_region *r)
+{
+	if (r->slot != PANDO__NO_SLOT)
+		(void)mprotect(r->slots + (size_t)r->slot * PANDO__SLOT_SIZE, PANDO__SLOT_SIZE,
+			       PROT_READ);
+	r->slot = PANDO__NO_SLOT;
+	r->generation = 0;
+	if (r->membership != PANDO__LOST)
+		r->membership = PANDO__UNSENT;
+}
+
+/* Makes the handle that a child inherited its own. Nobody else is here, whatever the locks say. */
+static void forked(struct pando *p)
+{
+	struct pando before = {.socket = p->socket,
+			       .socket_device = p->socket_device,
+			       .socket_inode = p->socket_inode};
+
+	pthread_mutex_init(&p->turn, NULL);
+	pthread_mutex_init(&p->lock, NULL);
+	*p->mark = 1;
+	pthread_mutex_lock(&p->lock);
+	pando__close_fds(p);
+	p->unclaimed_count = 0;
+	p->hello_seq = 0;
+	if (p->client_id)
+		p->parent = p->client_id;
+	pando__store_release(&p->client_id, 0);
+	p->socket = -1;
+	for (struct pando_region *r = p->regions; r; r = r->next)
+		disown_slot(r);
+	if (p->standing == PANDO__TALKING)
+		p->standing = PANDO__ADRIFT;
+	pthread_mutex_unlock(&p->lock);
+	PANDO_INJECT("client.fork.disowned");
+	if (p->standing == PANDO__ADRIFT)
+		(void)pando__hail(p, FORK_CONNECT_MS);
+	PANDO_INJECT("client.fork.hailed");
+	pando__hang_up(&before);
+}
+
+void pando__check_mark(struct pando *p)
+{
+	if (*p->mark == 0)
+		forked(p);
+}
+
+static void prepare(void)
+{
+	pthread_mutex_lock(&handles_lock);
+	for (struct pando *p = handles; p; p = p->next)
+		pthread_mutex_lock(&p->lock);
+}
+
+static void parent(void)
+{
+	for (struct pando *p = handles; p; p = p->next)
+		pthread_mutex_unlock(&p->lock);
+	pthread_mutex_unlock(&handles_lock);
+}
+
+static void child(void)
+{
+	int saved = errno;
+
+	parent();
+	pando__embedded_forked();
+	for (struct pando *p = handles; p; p = p->next)
+		forked(p);
+	errno = saved;
+}
+
+static void register_handlers(void)
+{
+	registered = pthread_atfork(prepare, parent, child);
+}
+
+void pando__fork_enlist(struct pando *p)
+{
+	pthread_once(&once, register_handlers);
+	pthread_mutex_lock(&handles_lock);
+	p->next = handles;
+	p->prev = NULL;
+	if (handles)
+		handles->prev = p;
+	handles = p;
+	pthread_mutex_unlock(&handles_lock);
+}
+
+void pando__fork_delist(struct pando *p)
+{
+	pthread_mutex_lock(&handles_lock);
+	if (p->next)
+		p->next->prev = p->prev;
+	if (p->prev)
+		p->prev->next = p->next;
+	else
+		handles = p->next;
+	pthread_mutex_unlock(&handles_lock);
+}
+
+int pando__mark_new(struct pando *p)
+{
+	size_t size = (size_t)sysconf(_SC_PAGESIZE);
+	void *page = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	if (page == MAP_FAILED)
+		return pando__fail(errno, "cannot map a page: %s", strerror(errno));
+	/* Refused before Linux 4.14: then a _Fork() goes unnoticed, a fork() does not. */
+	(void)madvise(page, size, MADV_WIPEONFORK);
+	p->mark = page;
+	*p->mark = 1;
+	return 0;
+}
+
+void pando__mark_free(struct pando *p)
+{
+	if (p->mark)
+		munmap((void *)p->mark, (size_t)sysconf(_SC_PAGESIZE));
+	p->mark = NULL;
+}
