@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * No write is lost while the kernel moves pages: in compaction, and between
+ * memory nodes where there are two. See pinned.h.
+ */
+#include "pinned.h"
+
+static struct region r;
+
+/* Leaves every other page of a large piece free, so that there is something to
+ * compact and room to move to. */
+static void fragment(void)
+{
+	size_t i, size = MiB(256);
+	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	CHECK(p != MAP_FAILED, "no memory");
+	madvise(p, size, MADV_NOHUGEPAGE);
+	CHECK_OK(madvise(p, size, MADV_POPULATE_WRITE));
+	for (i = 0; i < size; i += 2 * PAGE)
+		CHECK_OK(madvise(p + i, PAGE, MADV_DONTNEED));
+}
+
+static void compaction(void)
+{
+	struct pinned *p = shared_alloc(sizeof(*p));
+	long moved = 0;
+	char *base;
+	pid_t pid;
+	int i;
+
+	if (!has_path("/proc/sys/vm/compact_memory"))
+		skip("no compaction");
+	fragment();
+	region_create(&r, "compact", GiB(1));
+	base = r.addr + MiB(16);
+	pid = pinned_start(p, base);
+	for (i = 0; i < 12; i++) {
+		long before = vmstat("pgmigrate_success");
+
+		write_text("/proc/sys/vm/compact_memory", "1");
+		moved += vmstat("pgmigrate_success") - before;
+		pinned_turn(p);
+		CHECK_OK(munmap(mmap(NULL, MiB(8), PROT_READ | PROT_WRITE,
+				     MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0), MiB(8)));
+	}
+	diag("%ld pages moved by compaction", moved);
+	CHECK(moved > 100, "compaction moved %ld pages", moved);
+	pinned_end(p, pid, base);
+}
+
+static int node_of(void *addr)
+{
+	int node = -1;
+
+	CHECK_OK(syscall(SYS_move_pages, 0, 1, &addr, NULL, &node, 0));
+	return node;
+}
+
+static void nodes(void)
+{
+	struct pinned *p = shared_alloc(sizeof(*p));
+	int i, status[PINNED_PAGES], to[PINNED_PAGES], moved = 0;
+	void *page[PINNED_PAGES];
+	size_t k;
+	char *base;
+	pid_t pid;
+
+	if (!has_path("/sys/devices/system/node/node1"))
+		skip("one memory node only");
+	region_create(&r, "nodes", GiB(1));
+	base = r.addr + MiB(16);
+	pid = pinned_start(p, base);
+	for (i = 0; i < 40; i++) {
+		int before = node_of(base);
+
+		for (k = 0; k < PINNED_PAGES; k++) {
+			page[k] = base + k * PAGE;
+			to[k] = !before;
+		}
+		if (syscall(SYS_move_pages, 0, PINNED_PAGES, page, to, status, 2) < 0 && i == 0)
+			diag("move_pages: %s", strerror(errno));
+		moved += node_of(base) != before;
+		pinned_turn(p);
+	}
+	diag("the first page changed its node %d times", moved);
+	pinned_end(p, pid, base);
+}
+
+static void migrate_process(void)
+{
+	unsigned long from = 1, to = 2, swap;
+	struct pinned *p = shared_alloc(sizeof(*p));
+	char *base;
+	pid_t pid;
+	int i;
+
+	if (!has_path("/sys/devices/system/node/node1"))
+		skip("one memory node only");
+	region_create(&r, "process", GiB(1));
+	base = r.addr + MiB(16);
+	pid = pinned_start(p, base);
+	for (i = 0; i < 10; i++) {
+		syscall(SYS_migrate_pages, pid, 64, &from, &to);
+		pinned_turn(p);
+		swap = from;
+		from = to;
+		to = swap;
+	}
+	pinned_end(p, pid, base);
+}
+
+static const struct test_case cases[] = {
+	{ .name = "compaction under a running writer", .run = compaction },
+	{ .name = "move_pages under a running writer", .run = nodes },
+	{ .name = "migrate_pages under a running writer", .run = migrate_process },
+};
+
+TEST_MAIN(cases)
