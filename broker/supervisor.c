@@ -210,7 +210,8 @@ static void handle_ready(struct supervisor *s)
 {
 	s->ready = true;
 	if (!s->served) {
-		log_info("ready: %s, broker pid %d", s->config.address, (int)s->broker);
+		log_info("ready at %s, broker pid %d",
+			 s->config.activated ? "the socket from systemd" : s->config.address, (int)s->broker);
 		notify_ready_fd(&s->config.ready_fd, NULL);
 	} else {
 		log_info("broker pid %d serves: epoch %" PRIu64 ", %zu records", (int)s->broker,
