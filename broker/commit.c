@@ -1,0 +1,239 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Work that takes long: memory is taken and given back on worker threads.
+ *
+ * A region has at most one job, which lies in it. job_work() runs on a worker and goes through its range in pieces of
+ * BROKER_PIECE; between two it asks whether the requester has died, and whether there is still enough
+ * memory for the next. job_done() runs on the loop's thread and draws the conclusions. What a job that
+ * failed had taken it has given back itself; so at its end a region is as before, or as wanted.
+ *
+ * Records: put before the job starts and after it ends; see records.h for what a successor makes of them.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "common/atomic.h"
+#include "common/inject.h"
+#include "common/size.h"
+
+#include "broker.h"
+#include "log.h"
+
+static uint64_t least(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+void job_start(struct region *r, enum job_kind kind, struct client *c, uint64_t from, uint64_t to)
+{
+	struct job *job = &r->job;
+
+	job->broker = r->broker;
+	job->region = r;
+	job->client = c;
+	job->kind = kind;
+	job->from = from;
+	job->to = to;
+	job->cancelled = 0;
+	job->result = 0;
+	job->text[0] = '\0';
+	r->working = true;
+	r->broker->jobs++;
+	if (c) {
+		c->job = job;
+		c->busy = true;
+	}
+	r->broker->ops->submit(r->broker, job);
+}
+
+/* Says no to what cannot fit before any memory is taken, with both numbers. */
+static int enough_memory(const struct job *job)
+{
+	char need[PANDO__SIZE_TEXT], have[PANDO__SIZE_TEXT];
+	struct pando__backend_probe probe;
+	uint64_t length = job->to - job->from;
+
+	if (length <= BROKER_PIECE) /* commit asks by itself */
+		return 0;
+	job->region->backend->probe(&probe);
+	if (!probe.usable || probe.available >= length)
+		return 0;
+	return pando__fail(ENOMEM,
+			   "region \"%s\" needs %s (%" PRIu64
+			   " bytes) more, of %s memory there are %s (%" PRIu64 " bytes); %s",
+			   job->region->record.name, pando__size_format(length, need), length,
+			   job->region->backend->name, pando__size_format(probe.available, have),
+			   probe.available,
+			   job->region->record.backend == PANDO_BACKEND_HUGETLB
+				   ? "raise it with sysctl vm.nr_hugepages"
+				   : "ask for less or free some");
+}
+
+static void give_back(const struct job *job, uint64_t from, uint64_t to)
+{
+	const struct region *r = job->region;
+
+	for (uint64_t at = from; at < to; at += least(BROKER_PIECE, to - at))
+		if (r->backend->decommit(r->heap_fd, at, least(BROKER_PIECE, to - at)) < 0)
+			log_error("region \"%s\": %s", r->record.name, pando_strerror_last());
+}
+
+/* Commits the range, or nothing of it. */
+static int take(struct job *job)
+{
+	struct region *r = job->region;
+	uint64_t at = job->from;
+	int rc = enough_memory(job);
+
+	while (rc == 0 && at < job->to) {
+		uint64_t n = least(BROKER_PIECE, job->to - at);
+
+		if (pando__load_relaxed(&job->cancelled))
+			rc = pando__fail(ECANCELED, "the client is gone");
+		else
+			rc = r->backend->commit(r->heap_fd, at, n);
+		at += n; /* a piece that failed may be there in part */
+		PANDO_INJECT("broker.commit.piece");
+	}
+	if (rc < 0) {
+		snprintf(job->text, sizeof(job->text), "%s", pando_strerror_last());
+		give_back(job, job->from, at);
+	}
+	return rc;
+}
+
+void job_work(struct job *job)
+{
+	int rc = 0;
+
+	switch (job->kind) {
+	case JOB_CREATE:
+		rc = region_make_files(job->region);
+		if (rc < 0)
+			snprintf(job->text, sizeof(job->text), "%s", pando_strerror_last());
+		else
+			rc = take(job);
+		break;
+	case JOB_GROW:
+		rc = take(job);
+		break;
+	case JOB_SHRINK:
+	case JOB_ROLLBACK:
+	case JOB_FREE:
+		give_back(job, job->from, job->to);
+		break;
+	}
+	job->result = rc;
+}
+
+/* CREATING -> LIVE, or gone. */
+static void created(struct region *r, struct client *c)
+{
+	struct broker *b = r->broker;
+	struct job *job = &r->job;
+	int rc;
+
+	if (job->result < 0 || !c) { /* nobody has seen it: it goes without a trace */
+		struct parking waiting = r->waiting;
+
+		if (c)
+			handler_fail(c, job->result, job->text);
+		for (struct client *w = waiting.first; w; w = w->park_next)
+			w->parked_at = &waiting;
+		region_free(r);
+		handler_resume(&waiting);
+		return;
+	}
+	ledger_format(r);
+	PANDO_INJECT("broker.open.formatted");
+	/* Killed before this: the files go with the broker; the client's OPEN comes again and makes the region. */
+	region_put(r, true);
+	PANDO_INJECT("broker.open.put");
+	/* Killed from here on: the successor knows by creator and creator_seq that this OPEN made it. */
+	r->state = REGION_LIVE;
+	b->region_count++;
+	b->committed += r->record.committed;
+	log_info("region \"%s\": %" PRIu64 " bytes of %s at 0x%" PRIx64 " for user %u",
+		 r->record.name, r->record.committed, r->backend->name, r->record.base,
+		 r->record.uid);
+	rc = open_attach(c, r, job->flags, true);
+	if (rc < 0) { /* it could not be attached: then it was not made either */
+		handler_fail(c, rc, pando_strerror_last());
+		region_destroy(r, NULL);
+	}
+	handler_resume(&r->waiting);
+}
+
+static void resized(struct region *r, struct client *c)
+{
+	struct broker *b = r->broker;
+	struct job *job = &r->job;
+	bool grown = job->kind == JOB_GROW && job->result == 0;
+
+	if (grown) {
+		b->committed += job->to - job->from;
+		r->record.committed = job->to;
+	}
+	if (r->charged > r->record.committed) {
+		quota_discharge(&b->quota, r->record.uid, r->charged - r->record.committed, 0, 0);
+		r->charged = r->record.committed;
+	}
+	r->record.target = r->record.committed;
+	PANDO_INJECT("broker.resize.worked");
+	/* Killed before this: the successor gives back what was taken; the client's RESIZE comes again. */
+	region_put(r, false);
+	PANDO_INJECT("broker.resize.put");
+	/* Killed before this: the successor finds the size in the record and says it in the ledger. */
+	ledger_set_committed(r, r->record.committed);
+	if (c && job->result < 0)
+		handler_fail(c, job->result, job->text);
+	else if (c)
+		handler_done(c, r->record.committed);
+	PANDO_INJECT("broker.resize.answered");
+	handler_resume(&r->waiting);
+}
+
+static void freed(struct region *r)
+{
+	struct broker *b = r->broker;
+
+	PANDO_INJECT("broker.free.worked");
+	/* Killed before this: the successor finds the record destroyed and frees it again. */
+	broker_forget(b, STORE_REGION, r->record.id);
+	PANDO_INJECT("broker.free.forgotten");
+	b->frees--;
+	region_free(r);
+	handler_resume(&b->freeing);
+}
+
+void job_done(struct job *job)
+{
+	struct region *r = job->region;
+	struct broker *b = r->broker;
+	struct client *c = job->client;
+	const uint64_t id = r->record.id;
+
+	r->working = false;
+	b->jobs--;
+	if (c)
+		c->job = NULL;
+	switch (job->kind) {
+	case JOB_CREATE:
+		created(r, c);
+		break;
+	case JOB_GROW:
+	case JOB_SHRINK:
+	case JOB_ROLLBACK:
+		resized(r, c);
+		break;
+	case JOB_FREE:
+		freed(r);
+		break;
+	}
+	r = region_by_id(b, id); /* it may be gone */
+	if (r)
+		region_settle(r);
+}
