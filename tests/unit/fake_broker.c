@@ -297,6 +297,7 @@ static void serve(struct fake_broker *b, struct fake_connection *c)
 {
 	char packet[sizeof(struct pando__msg) + 8], why[PANDO__PROTO_TEXT];
 	int fds[PANDO__PROTO_MAX_FDS];
+	fake_script_fn script;
 	struct pando__msg msg;
 	unsigned int nfds;
 	int n = pando__msg_receive(c->socket, packet, sizeof(packet), fds, &nfds, MSG_DONTWAIT);
@@ -315,7 +316,8 @@ static void serve(struct fake_broker *b, struct fake_connection *c)
 		fprintf(stderr, "fake broker: %s\n", why);
 		abort();
 	}
-	if (!b->script || !b->script(b, c, &msg))
+	script = pando__load_acquire(&b->script);
+	if (!script || !script(b, c, &msg))
 		fake_answer(b, c, &msg);
 	/* Last, so that a test that has seen the count sees what the answer did. */
 	pando__add_acq_rel(&b->seen[msg.header.type], 1);
@@ -410,4 +412,9 @@ void fake_stop(struct fake_broker *b)
 unsigned int fake_seen(struct fake_broker *b, enum pando__msg_type type)
 {
 	return pando__load_acquire(&b->seen[type]);
+}
+
+void fake_script(struct fake_broker *b, fake_script_fn script)
+{
+	pando__store_release(&b->script, script);
 }

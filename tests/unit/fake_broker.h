@@ -31,6 +31,10 @@ struct fake_region {
 	struct pando__ledger *ledger;
 };
 
+struct fake_broker;
+typedef bool (*fake_script_fn)(struct fake_broker *b, struct fake_connection *c,
+			       const struct pando__msg *msg);
+
 struct fake_broker {
 	char address[64];
 	int listener, stop_read, stop_write;
@@ -49,6 +53,8 @@ struct fake_broker {
 
 void fake_start(struct fake_broker *b);
 void fake_stop(struct fake_broker *b);
+/* Sets the script, NULL: none. Not while a call is under way. */
+void fake_script(struct fake_broker *b, fake_script_fn script);
 
 /* Answers as a good broker does. */
 void fake_answer(struct fake_broker *b, struct fake_connection *c, const struct pando__msg *msg);

@@ -171,12 +171,12 @@ static void test_hello_refused(void **state)
 	struct fixture *f = *state;
 	struct pando *p;
 
-	f->broker.script = refuse_hello;
+	fake_script(&f->broker, refuse_hello);
 	assert_int_equal(pando_connect(&p, f->broker.address), -EDQUOT);
 	assert_string_equal(pando_strerror_last(),
 			    "user 7 has 3 clients, as many as the quota allows");
 	assert_int_equal(pando_connect(&p, f->broker.address), -EPROTO);
-	f->broker.script = NULL;
+	fake_script(&f->broker, NULL);
 }
 
 /* Dies twice before it has noted the connection down. */
@@ -195,9 +195,9 @@ static void test_hello_dropped(void **state)
 	struct fixture *f = *state;
 	struct pando *p;
 
-	f->broker.script = drop_hello;
+	fake_script(&f->broker, drop_hello);
 	assert_int_equal(pando_connect(&p, f->broker.address), 0);
-	f->broker.script = NULL;
+	fake_script(&f->broker, NULL);
 	pando_disconnect(p);
 }
 
@@ -359,14 +359,14 @@ static void test_restart(void **state)
 	struct fixture *f = *state;
 	struct pando_region *r = make(f, "one");
 
-	f->broker.script = restart_on_resize;
+	fake_script(&f->broker, restart_on_resize);
 	assert_int_equal(pando_region_resize(r, 2 * MIB), 0);
 	assert_int_equal(pando_region_size(r), 2 * MIB);
 	/* The second answer must not be taken for this one's. */
 	assert_int_equal(pando_region_resize(r, 3 * MIB), 0);
 	assert_int_equal(pando_region_size(r), 3 * MIB);
 	wait_seen(&f->broker, PANDO__MSG_RESIZE, 3);
-	f->broker.script = NULL;
+	fake_script(&f->broker, NULL);
 	pando_region_close(r);
 }
 
@@ -386,11 +386,11 @@ static void test_restart_behind_answer(void **state)
 	struct fixture *f = *state;
 	struct pando_region *r;
 
-	f->broker.script = restart_on_open;
+	fake_script(&f->broker, restart_on_open);
 	r = make(f, "one");
 	assert_int_equal(pando_region_resize(r, 2 * MIB), 0);
 	assert_int_equal(fake_seen(&f->broker, PANDO__MSG_OPEN), 1);
-	f->broker.script = NULL;
+	fake_script(&f->broker, NULL);
 	pando_region_close(r);
 }
 
@@ -425,7 +425,7 @@ static void test_timeout(void **state)
 	assert_int_equal(pando_connect(&p, f->broker.address), 0);
 	unsetenv("PANDO_TIMEOUT");
 	before = count_descriptors();
-	f->broker.script = answer_late;
+	fake_script(&f->broker, answer_late);
 	assert_int_equal(pando_region_open(p, "late", 0, NULL, &r), -ETIMEDOUT);
 	assert_non_null(strstr(pando_strerror_last(), "has not answered within 100 ms"));
 	/* The next call finds the answer, and gives back what came too late. */
@@ -433,15 +433,15 @@ static void test_timeout(void **state)
 	wait_seen(&f->broker, PANDO__MSG_CLOSE, 2);
 	assert_int_equal(count_descriptors(), before);
 	assert_int_equal(count_mappings(), 0);
-	f->broker.script = NULL;
+	fake_script(&f->broker, NULL);
 	/* A late answer to an OPEN that is asked again meanwhile must not be given back. */
 	f->broker.step = 0;
-	f->broker.script = answer_late;
+	fake_script(&f->broker, answer_late);
 	assert_int_equal(pando_region_open(p, "late", 0, NULL, &r), -ETIMEDOUT);
 	assert_int_equal(pando_region_open(p, "late", 0, NULL, &r), 0);
 	assert_int_equal(pando_broker_info(p, &info), 0);
 	assert_int_equal(fake_seen(&f->broker, PANDO__MSG_CLOSE), 2);
-	f->broker.script = NULL;
+	fake_script(&f->broker, NULL);
 	pando_disconnect(p);
 }
 
@@ -462,7 +462,7 @@ static void test_gone(void **state)
 	struct pando_region_stat st;
 	unsigned char *base = pando_region_base(r);
 
-	f->broker.script = hang_up;
+	fake_script(&f->broker, hang_up);
 	assert_int_equal(pando_broker_info(f->p, &info), -ECONNRESET);
 	assert_non_null(strstr(pando_strerror_last(), "and its supervisor are gone"));
 	assert_int_equal(pando_broker_info(f->p, &info), -ECONNRESET);
@@ -609,7 +609,7 @@ static void test_fork_during_call(void **state)
 	void *result;
 	pid_t child;
 
-	f->broker.script = silent_on_status;
+	fake_script(&f->broker, silent_on_status);
 	pthread_create(&thread, NULL, ask_status, f->p);
 	wait_seen(&f->broker, PANDO__MSG_STATUS, 1);
 	clock_gettime(CLOCK_MONOTONIC, &before);
@@ -624,7 +624,7 @@ static void test_fork_during_call(void **state)
 	assert_int_equal(join(child), 0);
 	pthread_join(thread, &result);
 	assert_int_equal((intptr_t)result, 0);
-	f->broker.script = NULL;
+	fake_script(&f->broker, NULL);
 	pando_region_close(r);
 }
 
@@ -645,7 +645,7 @@ static void test_fork_lost(void **state)
 	struct pando_region *r = make(f, "one");
 	pid_t child;
 
-	f->broker.script = refuse_inherited;
+	fake_script(&f->broker, refuse_inherited);
 	child = fork();
 	if (child == 0) {
 		struct pando_region_stat st;
@@ -658,7 +658,7 @@ static void test_fork_lost(void **state)
 		_exit(st.registered ? 2 : pando_region_close(r) < 0 ? 3 : 0);
 	}
 	assert_int_equal(join(child), 0);
-	f->broker.script = NULL;
+	fake_script(&f->broker, NULL);
 	assert_int_equal(*(unsigned char *)pando_region_base(r), 2);
 	pando_region_close(r);
 }
