@@ -54,6 +54,7 @@ static void later_mmap(void)
 	region_create(&r, "later", GiB(2));
 	r.addr[5] = 55;
 	CHECK_ERR(map(r.fd, other, GiB(2), RW, FIXED, 0), EINVAL);
+	CHECK_ERR(map(r.fd, other, GiB(2), RW, MAP_SHARED, 0), EINVAL);
 	CHECK_OK(munmap(r.addr, r.size));
 	CHECK_ERR(map(r.fd, other, GiB(2), RW, FIXED, 0), EINVAL);
 	CHECK_ERR(map(r.fd, r.addr, GiB(1), RW, FIXED, 0), EINVAL);
@@ -142,7 +143,8 @@ static void address_taken(void)
 	r.fd = (int)CHECK_OK(open(r.path, O_RDWR | O_CLOEXEC));
 	CHECK_ERR(map(r.fd, r.addr, r.size, RW, FIXED, 0), EEXIST);
 	/* A mere wish for the address must not end elsewhere. */
-	CHECK(map(r.fd, r.addr, r.size, RW, MAP_SHARED, 0) == -1, "mapped at another address");
+	CHECK_ERR(map(r.fd, r.addr, r.size, RW, MAP_SHARED, 0), EEXIST);
+	CHECK_ERR(map(r.fd, NULL, r.size, RW, MAP_SHARED, 0), EEXIST);
 	CHECK_EQ(*p, 9);
 	region_unlink(&r);
 }
@@ -159,6 +161,25 @@ static void hint_is_enough(void)
 	CHECK_EQ(info.start, (uintptr_t)at);
 	CHECK_OK(munmap(at, GiB(1)));
 	CHECK(mmap(at, GiB(1), RW, MAP_SHARED, fd, 0) == at, "second mmap: %s", strerror(errno));
+	CHECK_OK(unlink(path));
+}
+
+/* Who does not care gets an aligned address, the creator any, the others his. */
+static void no_address(void)
+{
+	struct mshare_info_text info;
+	char path[256], *at;
+	int fd = make(path, sizeof(path), "anywhere");
+
+	at = mmap(NULL, GiB(1), RW, MAP_SHARED, fd, 0);
+	CHECK(at != MAP_FAILED, "first mmap: %s", strerror(errno));
+	CHECK_EQ((uintptr_t)at % mshare_align(), 0);
+	CHECK_EQ(read(fd, &info, sizeof(info)), sizeof(info));
+	CHECK_EQ(info.start, (uintptr_t)at);
+	at[7] = 7;
+	CHECK_OK(munmap(at, GiB(1)));
+	CHECK(mmap(NULL, GiB(1), RW, MAP_SHARED, fd, 0) == at, "second mmap: %s", strerror(errno));
+	CHECK_EQ(at[7], 7);
 	CHECK_OK(unlink(path));
 }
 
@@ -211,6 +232,7 @@ static const struct test_case cases[] = {
 	{ .name = "mmap of a directory", .run = directory_mmap },
 	{ .name = "the address is taken", .run = address_taken },
 	{ .name = "an address without MAP_FIXED", .run = hint_is_enough },
+	{ .name = "no address", .run = no_address },
 	{ .name = "beyond the address space", .run = beyond_address_space },
 	{ .name = "two processes establish at once", .run = two_first_mmaps },
 };

@@ -6,6 +6,8 @@
  */
 #include "harness.h"
 
+#include <sys/statfs.h>
+
 static void alignment(void)
 {
 	char path[256], text[64], *end;
@@ -173,6 +175,44 @@ static void crosses_gigabytes(void)
 	region_unlink(&r);
 }
 
+/* A file that never has a name, so that a creator's death leaves nothing. */
+static void temporary_file(void)
+{
+	struct region r;
+	char path[64];
+	pid_t pid;
+
+	r.fd = (int)CHECK_OK(open(mshare_root(), O_TMPFILE | O_RDWR | O_CLOEXEC, 0600));
+	strcpy(r.path, "(temporary)");
+	r.size = GiB(1);
+	r.addr = fresh_address(r.size);
+	region_map(&r, PROT_READ | PROT_WRITE);
+	r.addr[3] = 4;
+	snprintf(path, sizeof(path), "/proc/self/fd/%d", r.fd);
+	pid = xfork();
+	if (!pid) {
+		CHECK_OK(munmap(r.addr, r.size));
+		r.fd = (int)CHECK_OK(open(path, O_RDONLY | O_CLOEXEC));
+		region_map(&r, PROT_READ);
+		CHECK_EQ(r.addr[3], 4);
+		_exit(0);
+	}
+	JOIN(pid);
+}
+
+static void magic_number(void)
+{
+	struct statfs mount, file;
+	struct region r;
+
+	region_create(&r, "magic", GiB(1));
+	CHECK_OK(statfs(mshare_root(), &mount));
+	CHECK_OK(fstatfs(r.fd, &file));
+	CHECK_EQ(mount.f_type, file.f_type);
+	CHECK(mount.f_type != 0x01021994 && mount.f_type != 0x62656572, "another one's magic number");
+	CHECK(mount.f_blocks > 0, "statfs tells no limit");
+}
+
 static void maps_names_the_file(void)
 {
 	char text[4096];
@@ -195,6 +235,8 @@ static const struct test_case cases[] = {
 	{ .name = "several regions at once", .run = several_regions },
 	{ .name = "unmapping and mapping again", .run = map_again },
 	{ .name = "a region over 2 GiB", .run = crosses_gigabytes },
+	{ .name = "O_TMPFILE", .run = temporary_file },
+	{ .name = "statfs", .run = magic_number },
 	{ .name = "maps and smaps name the file", .run = maps_names_the_file },
 };
 

@@ -89,6 +89,36 @@ static void size_limit_and_unmount(void)
 	end_mount();
 }
 
+/* MAP_NORESERVE asks for address space that does not count; what is touched does. */
+static void noreserve(void)
+{
+	char path[256], *at = fresh_address(GiB(64));
+	struct stat st;
+	int fd, sig = 0;
+	size_t i;
+
+	own_mount("size=64M");
+	region_path(path, sizeof(path), "sparse");
+	fd = (int)CHECK_OK(open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600));
+	CHECK_ERR(mmap(at, GiB(64), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0),
+		  ENOSPC);
+	CHECK(mmap(at, GiB(64), PROT_READ | PROT_WRITE,
+		   MAP_SHARED | MAP_FIXED_NOREPLACE | MAP_NORESERVE, fd, 0) == at, "mmap: %s",
+	      strerror(errno));
+	CHECK_OK(fallocate(fd, 0, (off_t)GiB(40), (off_t)MiB(32)));
+	CHECK_ERR(fallocate(fd, 0, 0, (off_t)MiB(64)), ENOSPC);
+	CHECK_OK(fstat(fd, &st));
+	CHECK_EQ(st.st_blocks * 512, MiB(32));
+	for (i = 0; i < MiB(64) && !sig; i += PAGE)
+		sig = try_write(at + i, 1);
+	CHECK_EQ(sig, SIGBUS);
+	CHECK_EQ(i, MiB(32) + PAGE);
+	CHECK_EQ(try_write(at + GiB(40), 1), 0);
+	CHECK_OK(munmap(at, GiB(64)));
+	close(fd);
+	end_mount();
+}
+
 static void option_forms(void)
 {
 	struct statfs sf;
@@ -223,6 +253,7 @@ static void user_namespace(void)
 
 static const struct test_case cases[] = {
 	{ .name = "size= limits what can be established", .run = size_limit_and_unmount },
+	{ .name = "MAP_NORESERVE and size=", .run = noreserve },
 	{ .name = "mount options", .run = option_forms },
 	{ .name = "remounting with another size", .run = remount },
 	{ .name = "two mounts are independent", .run = two_mounts },

@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Paging out 256 MiB of a region costs at most 1.5 times what it costs for a
+ * memfd: the flushes for the pages are batched, though nobody knows which
+ * processors to send them to. A second process keeps another CPU busy, so that
+ * there is somebody to flush.
+ */
+#include "harness.h"
+
+static size_t size_here(void)
+{
+	return debug_kernel() ? MiB(32) : MiB(256);
+}
+
+/* Seconds per page that really went. */
+static double page_out_once(struct region *r, size_t size)
+{
+	double start;
+	long out;
+	size_t i;
+
+	for (i = 0; i < size; i += PAGE)
+		*(size_t *)(r->addr + i) = i;
+	start = now();
+	out = page_out(r->addr, size);
+	start = now() - start;
+	CHECK(out > (long)(size / PAGE * 8 / 10), "%ld of %zu pages went", out, size / PAGE);
+	for (i = 0; i < size; i += MiB(1))
+		CHECK_EQ(*(volatile size_t *)(r->addr + i), i);
+	return start / (double)out;
+}
+
+static double best(struct region *r, size_t size, int rounds)
+{
+	double least = 1e9, t;
+
+	while (rounds--) {
+		t = page_out_once(r, size);
+		if (t < least)
+			least = t;
+	}
+	return least;
+}
+
+static void against_memfd(void)
+{
+	size_t size = size_here();
+	int swap = swap_add(size * 2), rounds = 3;
+	double ours, theirs, ratio;
+	struct region r, m;
+	pid_t pid;
+
+	pin_cpu(0);
+	pid = xfork();
+	if (!pid) {
+		pin_cpu(cpus() - 1);
+		for (;;)
+			;
+	}
+	memfd_create_region(&m, GiB(1));
+	theirs = best(&m, size, rounds);
+	region_detach(&m);
+	region_create(&r, "pageout", GiB(1));
+	ours = best(&r, size, rounds);
+	region_unlink(&r);
+	region_detach(&r);
+	kill(pid, SIGKILL);
+	JOIN_KILLED(pid, SIGKILL);
+	ratio = ours / theirs;
+	diag("paging out %zu MiB: %.0f ms, memfd %.0f ms: %.2f times", size >> 20,
+	     ours * 1e3 * (double)(size / PAGE), theirs * 1e3 * (double)(size / PAGE), ratio);
+	swap_remove(swap);
+	CHECK(debug_kernel() || ratio <= 1.5, "paging out costs %.2f times what it costs a memfd", ratio);
+}
+
+static const struct test_case cases[] = {
+	{ .name = "paging out, against memfd", .run = against_memfd, .seconds = 120 },
+};
+
+TEST_MAIN(cases)
