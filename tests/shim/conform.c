@@ -430,7 +430,7 @@ static void daemon_part(char *p)
 static void daemons(void)
 {
 	char *p = map();
-	int ends[2], status;
+	int ends[2], status, messages = dup(2);
 	char c;
 	pid_t pid;
 
@@ -441,7 +441,8 @@ static void daemons(void)
 	if (pid == 0)
 		daemon_part(p);
 	waitpid(pid, &status, 0);
-	dup2(1, 2);
+	dup2(messages, 2);
+	close(messages);
 	value("daemonised", status);
 	while (read(ends[0], &c, 1) > 0)
 		;
