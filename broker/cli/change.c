@@ -134,6 +134,8 @@ static int run_resize(int argc, char **argv)
 	rc = pando_region_open(p, argv[optind], 0, NULL, &region);
 	if (rc == 0)
 		rc = pando_region_resize(region, size);
+	if (rc == 0)
+		rc = pando_region_close(region);
 	rc = rc < 0 ? cli_fail_last(rc) : print_region(p, argv[optind]);
 	pando_disconnect(p);
 	return rc;
