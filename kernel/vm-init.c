@@ -14,7 +14,7 @@
  *	   cwd DIR	   working folder of the command
  *	   keep DIR	   DIR lies below a folder that gets a tmpfs: show it again
  *	   share DIR	   9p share "share0", "share1"... to mount writable on DIR
- *	   disk DEV	   file system (ext2) to mount on /run/disk
+ *	   disk DEV	   file system (ext4) to mount on /run/disk
  *	   swap DEV	   device to format as swap and to use
  *	   merge yes	   stdout and stderr of the caller are the same file
  * and goes back through it:
@@ -307,7 +307,7 @@ static void add_disk(const char *dev, int n)
 {
 	(void)n;
 	mkdir("/run/disk", 0755);
-	need_mount(dev, "/run/disk", "ext2", 0, NULL);
+	need_mount(dev, "/run/disk", "ext4", MS_NOATIME, NULL);
 }
 
 static void settle(void)
