@@ -102,8 +102,8 @@ static void without_shared(void)
 }
 
 static const struct test_case cases[] = {
-	{ .name = "of a writer, with the region", .run = full_writer },
-	{ .name = "of a reader, with the region", .run = full_reader },
+	{ .name = "of a writer, with the region", .run = full_writer, .level = FULL },
+	{ .name = "of a reader, with the region", .run = full_reader, .level = STRESS, .seconds = 120 },
 	{ .name = "without shared mappings", .run = without_shared },
 };
 

@@ -108,6 +108,12 @@ void skip(const char *fmt, ...)
 	_exit(STATUS_SKIP);
 }
 
+/*
+ * The harness stays on the first CPU, so that it does not disturb a process that
+ * has the last one to itself.
+ */
+static cpu_set_t all_cpus;
+
 /* ---- processes and threads ---------------------------------------------- */
 
 pid_t xfork(void)
@@ -154,7 +160,7 @@ void pin_cpu(int cpu)
 
 int cpus(void)
 {
-	return (int)sysconf(_SC_NPROCESSORS_ONLN);
+	return CPU_COUNT(&all_cpus);
 }
 
 void need_cpus(int n)
@@ -186,7 +192,8 @@ void *shared_alloc(size_t size)
 	return p;
 }
 
-static __thread sigjmp_buf *fault_jump;
+/* volatile: the handler reads it between two stores that the compiler would merge. */
+static __thread sigjmp_buf *volatile fault_jump;
 
 static void on_fault(int sig)
 {
@@ -301,12 +308,6 @@ static bool leaked(const struct levels *before)
 	return true;
 }
 
-/*
- * The harness stays on the first CPU, so that it does not disturb a process that
- * has the last one to itself.
- */
-static cpu_set_t all_cpus;
-
 /* ---- cases ---------------------------------------------------------------- */
 
 static void end_all(pid_t leader)
@@ -383,6 +384,7 @@ static bool report(unsigned int number, const struct test_case *c)
 	status = run_one(c, seconds);
 	start = now() - start;
 	remove_files(mshare_root());
+	system_restore();
 	if (status == STATUS_SKIP) {
 		printf("ok %u - %s # SKIP %s\n", number, c->name, skip_reason);
 		return true;
@@ -413,6 +415,7 @@ int run_cases(const struct test_case *cases, size_t count, int argc, char **argv
 	for (i = 0; i < count; i++)
 		for (a = 1, planned += argc < 2; a < argc; a++)
 			planned += !strcmp(argv[a], cases[i].name);
+	system_remember();
 	printf("TAP version 13\n");
 	if (!has_path(mshare_root()) || !mshare_align()) {
 		printf("1..0 # SKIP msharefs is not mounted on %s\n", mshare_root());

@@ -210,6 +210,9 @@ long cgroup_event(const char *name, const char *file, const char *key);
 void cgroup_enter(const char *name);
 void cgroup_leave(void);
 void cgroup_remove(const char *name);
+/* The harness's own: settings, swap devices and groups as they were before a case. */
+void system_remember(void);
+void system_restore(void);
 /* Pages out [p, p + size) of this process; returns how many pages went. */
 long page_out(void *p, size_t size);
 

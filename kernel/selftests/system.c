@@ -5,6 +5,7 @@
  */
 #include "harness.h"
 
+#include <dirent.h>
 #include <sys/swap.h>
 
 /* ---- text files of the kernel -------------------------------------------- */
@@ -380,5 +381,65 @@ void cgroup_remove(const char *name)
 	while (rmdir(path)) {
 		CHECK(errno == EBUSY && now() < end, "rmdir %s: %s", path, strerror(errno));
 		nap_ms(20);
+	}
+}
+
+/* ---- as it was before ------------------------------------------------------- */
+
+static const char *const knobs[] = {
+	"/sys/kernel/mm/transparent_hugepage/shmem_enabled",
+	"/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs",
+	"/sys/kernel/mm/ksm/run",
+	"/sys/kernel/debug/fault_around_bytes",
+	"/proc/sys/kernel/core_pattern",
+	"/proc/sys/kernel/numa_balancing",
+};
+
+static char values[ARRAY_SIZE(knobs)][256];
+
+/* A choice reads as "one [two] three", and is written as "two". */
+void system_remember(void)
+{
+	char text[256], *open, *close;
+	size_t i;
+
+	for (i = 0; i < ARRAY_SIZE(knobs); i++) {
+		if (read_text(knobs[i], text, sizeof(text)) <= 0)
+			continue;
+		open = strchr(text, '[');
+		close = open ? strchr(open, ']') : NULL;
+		if (close)
+			*close = '\0';
+		strcpy(values[i], close ? open + 1 : text);
+	}
+}
+
+void system_restore(void)
+{
+	char path[300], text[256];
+	struct dirent *entry;
+	size_t i;
+	DIR *d;
+	int id;
+
+	for (i = 0; i < ARRAY_SIZE(knobs); i++)
+		if (values[i][0])
+			try_write_text(knobs[i], values[i]);
+	d = opendir(CGROUP);
+	while (d && (entry = readdir(d))) {
+		if (strncmp(entry->d_name, "selftest-", 9))
+			continue;
+		snprintf(path, sizeof(path), CGROUP "/%s", entry->d_name);
+		rmdir(path);
+	}
+	if (d)
+		closedir(d);
+	for (id = 0; id < 16; id++) {
+		snprintf(path, sizeof(path), "/sys/block/zram%d/disksize", id);
+		if (read_text(path, text, sizeof(text)) <= 0 || strtoul(text, NULL, 10) == 0)
+			continue;
+		swap_try_remove(id);
+		snprintf(path, sizeof(path), "/sys/block/zram%d/reset", id);
+		try_write_text(path, "1");
 	}
 }
