@@ -140,7 +140,10 @@ static int run_ls(int argc, char **argv)
 	if (n < 0)
 		n = cli_fail_last(n);
 	pando_disconnect(p);
-	return n != CLI_OK ? n : cli_table_print(t, false);
+	if (n == CLI_OK)
+		return cli_table_print(t, false);
+	cli_table_free(t);
+	return n;
 }
 
 const struct cli_verb cli_ls = {
@@ -272,7 +275,10 @@ static int run_clients(int argc, char **argv)
 	if (rc < 0)
 		rc = cli_fail_last(rc);
 	pando_disconnect(p);
-	return rc != CLI_OK ? rc : cli_table_print(t, false);
+	if (rc == CLI_OK)
+		return cli_table_print(t, false);
+	cli_table_free(t);
+	return rc;
 }
 
 const struct cli_verb cli_clients = {

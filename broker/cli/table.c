@@ -223,6 +223,13 @@ static struct libscols_table *turn(const struct cli_table *t)
 	return s;
 }
 
+void cli_table_free(struct cli_table *t)
+{
+	scols_unref_table(t->scols);
+	free(t->index);
+	free(t);
+}
+
 int cli_table_print(struct cli_table *t, bool vertical)
 {
 	int rc;
@@ -235,9 +242,7 @@ int cli_table_print(struct cli_table *t, bool vertical)
 	} else {
 		rc = scols_print_table(t->scols);
 	}
-	scols_unref_table(t->scols);
-	free(t->index);
-	free(t);
+	cli_table_free(t);
 	if (rc < 0 || fflush(stdout) != 0 || ferror(stdout))
 		return cli_fail(CLI_FAILED, "cannot write the output");
 	return CLI_OK;

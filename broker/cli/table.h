@@ -55,4 +55,7 @@ void cli_paint(struct cli_table *t, unsigned int column, const char *colour);
 /* Prints and frees the table. With `vertical`, people see the first line as one "title  value" a line. */
 int cli_table_print(struct cli_table *t, bool vertical);
 
+/* Frees a table that is not to be printed after all. */
+void cli_table_free(struct cli_table *t);
+
 #endif
