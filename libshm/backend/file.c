@@ -70,10 +70,11 @@ int pando__file_create(const char *name, unsigned int flags, uint64_t size, int 
 	}
 	err = errno;
 	close(fd);
-	return pando__fail(
-	    err, "cannot give the memory file of region \"%s\" its size of %" PRIu64 " bytes: %s%s",
-	    name, size, strerror(err),
-	    err == EFBIG ? "; lift the limit on file sizes (ulimit -f)" : "");
+	return pando__fail(err,
+			   "cannot give the memory file of region \"%s\" its size of %" PRIu64
+			   " bytes: %s%s",
+			   name, size, strerror(err),
+			   err == EFBIG ? "; lift the limit on file sizes (ulimit -f)" : "");
 }
 
 int pando__file_reopen_readonly(int fd)
@@ -99,12 +100,12 @@ int pando__file_map(int fd, uint64_t base, uint64_t max_size, bool readonly)
 	if (got == MAP_FAILED) {
 		if (errno == EEXIST)
 			return -EEXIST;
-		return pando__fail(errno, "cannot map %" PRIu64 " bytes at 0x%" PRIx64 ": %s%s",
-				   max_size, base, strerror(errno),
-				   errno == ENOMEM
-				       ? "; lift the limit on address space (ulimit -v) or raise "
-					 "the sysctl vm.max_map_count"
-				       : "");
+		return pando__fail(
+			errno, "cannot map %" PRIu64 " bytes at 0x%" PRIx64 ": %s%s", max_size,
+			base, strerror(errno),
+			errno == ENOMEM ? "; lift the limit on address space (ulimit -v) or raise "
+					  "the sysctl vm.max_map_count"
+					: "");
 	}
 	if (got != want) { /* a kernel before 4.17, or Valgrind, took the address for a hint */
 		munmap(got, max_size);

@@ -91,11 +91,11 @@ static int no_pages(uint64_t length, uint64_t available)
 	char need[PANDO__SIZE_TEXT], have[PANDO__SIZE_TEXT];
 
 	return pando__fail(
-	    ENOMEM,
-	    "%s (%" PRIu64 " bytes) of 2 MiB huge pages are needed, the pool has %s (%" PRIu64
-	    " bytes) free; raise it with sysctl vm.nr_hugepages, %" PRIu64 " more are missing",
-	    pando__size_format(length, need), length, pando__size_format(available, have),
-	    available, length > available ? (length - available) / PAGE : 1);
+		ENOMEM,
+		"%s (%" PRIu64 " bytes) of 2 MiB huge pages are needed, the pool has %s (%" PRIu64
+		" bytes) free; raise it with sysctl vm.nr_hugepages, %" PRIu64 " more are missing",
+		pando__size_format(length, need), length, pando__size_format(available, have),
+		available, length > available ? (length - available) / PAGE : 1);
 }
 
 static int hugetlb_commit(int fd, uint64_t offset, uint64_t length)
@@ -123,13 +123,13 @@ static int hugetlb_commit(int fd, uint64_t offset, uint64_t length)
 }
 
 const struct pando__backend pando__backend_hugetlb = {
-    .id = PANDO_BACKEND_HUGETLB,
-    .name = "hugetlb",
-    .page_size = PAGE,
-    .probe = hugetlb_probe,
-    .create = hugetlb_create,
-    .reopen_readonly = pando__file_reopen_readonly,
-    .commit = hugetlb_commit,
-    .decommit = pando__file_decommit,
-    .map = pando__file_map,
+	.id = PANDO_BACKEND_HUGETLB,
+	.name = "hugetlb",
+	.page_size = PAGE,
+	.probe = hugetlb_probe,
+	.create = hugetlb_create,
+	.reopen_readonly = pando__file_reopen_readonly,
+	.commit = hugetlb_commit,
+	.decommit = pando__file_decommit,
+	.map = pando__file_map,
 };

@@ -112,11 +112,11 @@ static int memfd_commit(int fd, uint64_t offset, uint64_t length)
 	available = PANDO_INJECT_FAIL("backend.commit.memory") ? 0 : pando__memory_available();
 	if (length > available)
 		return pando__fail(
-		    ENOMEM,
-		    "%s (%" PRIu64 " bytes) of memory are needed, %s (%" PRIu64
-		    " bytes) can be had without endangering others; free some or ask for less",
-		    pando__size_format(length, need), length, pando__size_format(available, have),
-		    available);
+			ENOMEM,
+			"%s (%" PRIu64 " bytes) of memory are needed, %s (%" PRIu64
+			" bytes) can be had without endangering others; free some or ask for less",
+			pando__size_format(length, need), length,
+			pando__size_format(available, have), available);
 	shmem_policy(word, sizeof(word));
 	if (strcmp(word, "advise") == 0)
 		commit_huge(fd, offset, length);
@@ -143,13 +143,13 @@ static int memfd_map(int fd, uint64_t base, uint64_t max_size, bool readonly)
 }
 
 const struct pando__backend pando__backend_memfd = {
-    .id = PANDO_BACKEND_MEMFD,
-    .name = "memfd",
-    .page_size = PAGE,
-    .probe = memfd_probe,
-    .create = memfd_create_heap,
-    .reopen_readonly = pando__file_reopen_readonly,
-    .commit = memfd_commit,
-    .decommit = pando__file_decommit,
-    .map = memfd_map,
+	.id = PANDO_BACKEND_MEMFD,
+	.name = "memfd",
+	.page_size = PAGE,
+	.probe = memfd_probe,
+	.create = memfd_create_heap,
+	.reopen_readonly = pando__file_reopen_readonly,
+	.commit = memfd_commit,
+	.decommit = pando__file_decommit,
+	.map = memfd_map,
 };

@@ -185,9 +185,9 @@ static uint64_t droppable(const char *dir, int version)
 	if (pando__read_text(file, text, sizeof(text)) <= 0)
 		return 0;
 	return version == 2
-		   ? stat_field(text, "inactive_file") + stat_field(text, "active_file") / 2
-		   : stat_field(text, "total_inactive_file") +
-			 stat_field(text, "total_active_file") / 2;
+		       ? stat_field(text, "inactive_file") + stat_field(text, "active_file") / 2
+		       : stat_field(text, "total_inactive_file") +
+				 stat_field(text, "total_active_file") / 2;
 }
 
 static uint64_t group_headroom(const char *dir, int version, bool memory)
@@ -195,15 +195,16 @@ static uint64_t group_headroom(const char *dir, int version, bool memory)
 	uint64_t limit, usage, cache = 0;
 
 	if (memory) {
-		limit =
-		    read_in(dir, version == 2 ? "memory.max" : "memory.limit_in_bytes", UINT64_MAX);
+		limit = read_in(dir, version == 2 ? "memory.max" : "memory.limit_in_bytes",
+				UINT64_MAX);
 		usage = read_in(dir, version == 2 ? "memory.current" : "memory.usage_in_bytes", 0);
 	} else {
-		limit =
-		    read_in(dir, version == 2 ? "hugetlb.2MB.max" : "hugetlb.2MB.limit_in_bytes",
-			    UINT64_MAX);
-		usage = read_in(
-		    dir, version == 2 ? "hugetlb.2MB.current" : "hugetlb.2MB.usage_in_bytes", 0);
+		limit = read_in(dir,
+				version == 2 ? "hugetlb.2MB.max" : "hugetlb.2MB.limit_in_bytes",
+				UINT64_MAX);
+		usage = read_in(dir,
+				version == 2 ? "hugetlb.2MB.current" : "hugetlb.2MB.usage_in_bytes",
+				0);
 	}
 	if (limit >= INT64_MAX / 2) /* version 1 spells "no limit" as a huge number */
 		return UINT64_MAX;

@@ -237,12 +237,12 @@ static void in_a_real_group(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test_setup_teardown(without_cgroups, machine, machine_gone),
-	    cmocka_unit_test_setup_teardown(version_2, machine, machine_gone),
-	    cmocka_unit_test_setup_teardown(version_1, machine, machine_gone),
-	    cmocka_unit_test_setup_teardown(mounts_that_show_a_part, machine, machine_gone),
-	    cmocka_unit_test_setup_teardown(huge_pages_have_limits_too, machine, machine_gone),
-	    cmocka_unit_test(in_a_real_group),
+		cmocka_unit_test_setup_teardown(without_cgroups, machine, machine_gone),
+		cmocka_unit_test_setup_teardown(version_2, machine, machine_gone),
+		cmocka_unit_test_setup_teardown(version_1, machine, machine_gone),
+		cmocka_unit_test_setup_teardown(mounts_that_show_a_part, machine, machine_gone),
+		cmocka_unit_test_setup_teardown(huge_pages_have_limits_too, machine, machine_gone),
+		cmocka_unit_test(in_a_real_group),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -16,18 +16,18 @@ static void reads(void **state)
 		const char *text;
 		uint64_t bytes;
 	} good[] = {
-	    {"0", 0},
-	    {"4096", 4096},
-	    {"1B", 1},
-	    {"64M", 64ull << 20},
-	    {"64mb", 64ull << 20},
-	    {"64 MiB", 64ull << 20},
-	    {"1.5g", 3ull << 29},
-	    {"0.000001E", 1152921504606ull},
-	    {"2T", 2ull << 40},
-	    {"0x200000", 0x200000},
-	    {"15.5E", 15ull << 60 | 1ull << 59},
-	    {"18446744073709551615", UINT64_MAX},
+		{"0", 0},
+		{"4096", 4096},
+		{"1B", 1},
+		{"64M", 64ull << 20},
+		{"64mb", 64ull << 20},
+		{"64 MiB", 64ull << 20},
+		{"1.5g", 3ull << 29},
+		{"0.000001E", 1152921504606ull},
+		{"2T", 2ull << 40},
+		{"0x200000", 0x200000},
+		{"15.5E", 15ull << 60 | 1ull << 59},
+		{"18446744073709551615", UINT64_MAX},
 	};
 	uint64_t bytes;
 
@@ -59,15 +59,15 @@ static void writes(void **state)
 		uint64_t bytes;
 		const char *text;
 	} all[] = {
-	    {0, "0 B"},
-	    {1023, "1023 B"},
-	    {1024, "1 KiB"},
-	    {1536, "1.50 KiB"},
-	    {3ull << 29, "1.50 GiB"},
-	    {(10ull << 30) + (512ull << 20), "10.5 GiB"},
-	    {(100ull << 30) + (512ull << 20), "100 GiB"},
-	    {(1ull << 30) - 1, "1023 MiB"},
-	    {UINT64_MAX, "15.9 EiB"},
+		{0, "0 B"},
+		{1023, "1023 B"},
+		{1024, "1 KiB"},
+		{1536, "1.50 KiB"},
+		{3ull << 29, "1.50 GiB"},
+		{(10ull << 30) + (512ull << 20), "10.5 GiB"},
+		{(100ull << 30) + (512ull << 20), "100 GiB"},
+		{(1ull << 30) - 1, "1023 MiB"},
+		{UINT64_MAX, "15.9 EiB"},
 	};
 	char buf[PANDO__SIZE_TEXT];
 	uint64_t again;
@@ -85,9 +85,9 @@ static void writes(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-	    cmocka_unit_test(reads),
-	    cmocka_unit_test(refuses),
-	    cmocka_unit_test(writes),
+		cmocka_unit_test(reads),
+		cmocka_unit_test(refuses),
+		cmocka_unit_test(writes),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);
