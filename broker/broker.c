@@ -141,7 +141,7 @@ void broker_check(struct broker *b)
 		charged += r->charged;
 		if (r->state == REGION_CREATING)
 			continue;
-		regions++;
+		regions += r->state == REGION_LIVE;
 		committed += r->record.committed;
 	}
 	must(clients == b->client_count, "count of clients");

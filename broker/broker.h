@@ -123,6 +123,7 @@ struct region {
 	uint32_t users;
 	struct job job; /* what is being done to it, if `working` */
 	bool working;
+	bool placed;		/* it has its range of the window */
 	struct parking waiting; /* requests that wait until job is done */
 	uint64_t charged; /* bytes booked for its owner */
 	char why[PANDO__PROTO_TEXT]; /* why `auto` did not pick a better backend */

@@ -186,6 +186,7 @@ static int take_address(struct region *r, uint64_t wanted)
 				 wanted, ((struct region *)other)->record.name,
 				 ((struct region *)other)->record.base,
 				 ((struct region *)other)->record.max_size);
+	r->placed = rc == 0;
 	return rc;
 }
 

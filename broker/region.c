@@ -55,13 +55,13 @@ void region_free(struct region *r)
 {
 	struct broker *b = r->broker;
 
-	if (r->state != REGION_CREATING) {
+	if (r->state == REGION_LIVE)
 		b->region_count--;
+	if (r->state != REGION_CREATING)
 		b->committed -= r->record.committed;
-	}
 	*(r->previous ? &r->previous->next : &b->regions) = r->next;
 	*(r->next ? &r->next->previous : &b->last_region) = r->previous;
-	if (r->state != REGION_DYING) /* a dying one has given its addresses back */
+	if (r->placed)
 		window_release(&b->window, r->record.base);
 	quota_discharge(&b->quota, r->record.uid, r->charged, 1, 0);
 	if (r->ledger)
@@ -159,7 +159,9 @@ static void begin_dying(struct region *r)
 		region_destroy(r, NULL);
 	r->state = REGION_DYING;
 	window_release(&b->window, r->record.base);
+	r->placed = false;
 	b->frees++;
+	b->region_count--;
 	job_start(r, JOB_FREE, NULL, 0, r->record.committed);
 }
 

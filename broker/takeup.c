@@ -51,6 +51,7 @@ static int book(struct region *r)
 		return rc;
 	r->charged = most;
 	rc = window_take(&b->window, wanted, r->record.max_size, r, &wanted, &other);
+	r->placed = rc == 0;
 	return rc == -EADDRINUSE
 		       ? pando__fail(EADDRINUSE, "its address 0x%" PRIx64 " is taken", wanted)
 		       : rc;
