@@ -204,7 +204,8 @@ struct pando *harness_connect(struct harness *h)
 	return p;
 }
 
-struct pando_region *harness_region(struct pando *p, const char *name, uint64_t size, unsigned int flags)
+struct pando_region *harness_region(struct pando *p, const char *name, uint64_t size,
+				    unsigned int flags)
 {
 	struct pando_region *r;
 
@@ -392,8 +393,11 @@ static int run_one(const struct harness_test *t)
 	if (reap_left(pid, !ok) > 0 && ok)
 		ok = false;
 	remove_dir(dir);
-	printf("%s %s (%llu ms)\n", ok ? "ok  " : skipped ? "skip" : "FAIL", t->name,
-	       (unsigned long long)((harness_now_ns() - started) / 1000000));
+	printf("%s %s (%llu ms)\n",
+	       ok	 ? "ok  "
+	       : skipped ? "skip"
+			 : "FAIL",
+	       t->name, (unsigned long long)((harness_now_ns() - started) / 1000000));
 	if (late)
 		printf("  it took longer than %u s\n", seconds);
 	else if (WIFSIGNALED(status))

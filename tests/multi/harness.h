@@ -46,15 +46,15 @@
 #define HARNESS_SKIPPED 77
 #define HARNESS_ARGS 16
 
-#define HARNESS_NO_BROKER 0x1u	/* no broker is started; the test may call harness_start() */
+#define HARNESS_NO_BROKER 0x1u /* no broker is started; the test may call harness_start() */
 #define HARNESS_KEEPS_REGIONS 0x2u /* regions may be left in the broker at the end */
 #define HARNESS_BROKER_DIES 0x4u /* the broker need not be there, or the same, at the end */
 
 struct harness {
-	char dir[64];	   /* scratch folder, removed at the end */
+	char dir[64]; /* scratch folder, removed at the end */
 	char address[108]; /* of the broker */
-	pid_t daemon;	   /* what was started: the supervisor, or the broker without one; 0: none */
-	pid_t broker;	   /* the broker process itself */
+	pid_t daemon; /* what was started: the supervisor, or the broker without one; 0: none */
+	pid_t broker; /* the broker process itself */
 	struct pando *checker; /* a connection that the runner keeps */
 	unsigned int daemon_fds, broker_fds, broker_maps;
 };
@@ -81,7 +81,8 @@ void harness_baseline(struct harness *h);
 /* Connects to the test's broker, or fails the test. */
 struct pando *harness_connect(struct harness *h);
 /* Makes and opens a region of `size` bytes, or fails the test. flags: beyond PANDO_CREATE. */
-struct pando_region *harness_region(struct pando *p, const char *name, uint64_t size, unsigned int flags);
+struct pando_region *harness_region(struct pando *p, const char *name, uint64_t size,
+				    unsigned int flags);
 /* Waits up to two seconds until the broker has that many clients, its checker included. */
 void harness_await_clients(struct harness *h, uint64_t clients);
 

@@ -56,12 +56,13 @@ static void test_basic(struct harness *h)
 		CHECK_INT(st.clients, 2);
 		n = pando_clients(p, &cursor, info, 8);
 		for (int i = 0; i < n; i++)
-			found += info[i].id == child && info[i].parent == id && info[i].pid == getpid() &&
-				 info[i].regions == 1;
+			found += info[i].id == child && info[i].parent == id &&
+				 info[i].pid == getpid() && info[i].regions == 1;
 		CHECK_INT(found, 1);
 		CHECK_OK(pando_region_resize(r, 4 * MIB));
 		CHECK_OK(pando_region_close(r));
-		CHECK_OK(pando_region_open(p, "shared", 0, NULL, &r)); /* and again, as any client */
+		CHECK_OK(
+			pando_region_open(p, "shared", 0, NULL, &r)); /* and again, as any client */
 		CHECK(pando_region_base(r) == (void *)(uintptr_t)base);
 		_exit(0);
 	}
@@ -108,7 +109,8 @@ static void test_threads(struct harness *h)
 		r[i] = harness_region(i & 1 ? p : q, name, MIB, PANDO_TRANSIENT);
 	}
 	/* One address, one mapping: another handle of the same process finds it taken. */
-	CHECK_ERR(pando_region_open(p, "r0", PANDO_READONLY, NULL, &ro), EADDRNOTAVAIL, "memfd:pando:r0");
+	CHECK_ERR(pando_region_open(p, "r0", PANDO_READONLY, NULL, &ro), EADDRNOTAVAIL,
+		  "memfd:pando:r0");
 	for (int i = 0; i < 4; i++)
 		pthread_create(&thread[i], NULL, churn, i & 1 ? p : q);
 	for (int round = 0; round < 60; round++) {
@@ -260,15 +262,17 @@ static void check_exec_output(int fd)
 		have += n;
 	text[have] = '\0';
 	if (strcmp(text, "0\n0\n") != 0)
-		harness_fail(__FILE__, __LINE__, "region mappings and sockets after exec: %s", text);
+		harness_fail(__FILE__, __LINE__, "region mappings and sockets after exec: %s",
+			     text);
 }
 
 static void test_exec(struct harness *h)
 {
-	static char *const argv[] = {(char *)(uintptr_t)"sh", (char *)(uintptr_t)"-c",
-				     (char *)(uintptr_t) "grep -c pando: /proc/$$/maps; "
-							 "ls -l /proc/$$/fd | grep -c socket:; sleep 0.1",
-				     NULL};
+	static char *const argv[] = {
+		(char *)(uintptr_t) "sh", (char *)(uintptr_t) "-c",
+		(char *)(uintptr_t) "grep -c pando: /proc/$$/maps; "
+				    "ls -l /proc/$$/fd | grep -c socket:; sleep 0.1",
+		NULL};
 	struct pando *p = harness_connect(h);
 	struct pando_region *r = harness_region(p, "e", MIB, PANDO_TRANSIENT);
 	posix_spawn_file_actions_t actions;

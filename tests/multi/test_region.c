@@ -14,8 +14,8 @@
 #define MIB (1ull << 20)
 #define GIB (1ull << 30)
 
-static int open_with(struct pando *p, const char *name, unsigned int flags, struct pando_region_options o,
-		     struct pando_region **r)
+static int open_with(struct pando *p, const char *name, unsigned int flags,
+		     struct pando_region_options o, struct pando_region **r)
 {
 	return pando_region_open(p, name, PANDO_CREATE | flags, &o, r);
 }
@@ -114,42 +114,56 @@ static void test_errors(struct harness *h)
 
 	CHECK_ERR(pando_region_open(p, "absent", 0, NULL, &s), ENOENT, "absent");
 	CHECK(s == NULL);
-	CHECK_ERR(open_with(p, "here", PANDO_EXCL, (struct pando_region_options){.size = 1}, &s), EEXIST, "here");
-	CHECK_ERR(open_with(p, "x", 0, (struct pando_region_options){.size = 0}, &s), EINVAL, "size 0");
-	CHECK_ERR(open_with(p, "x", 0, (struct pando_region_options){.size = 4, .max_size = 3}, &s), EINVAL,
-		  "max_size");
-	CHECK_ERR(open_with(p, "x", 0, (struct pando_region_options){.size = 1, .address = MIB}, &s), EINVAL,
-		  "1 GiB");
-	CHECK_ERR(open_with(p, "x", 0, (struct pando_region_options){.size = 1, .address = GIB}, &s), EINVAL,
-		  "window");
-	CHECK_ERR(open_with(p, "x/y", 0, (struct pando_region_options){.size = 1}, &s), EINVAL, "x/y");
+	CHECK_ERR(open_with(p, "here", PANDO_EXCL, (struct pando_region_options){.size = 1}, &s),
+		  EEXIST, "here");
+	CHECK_ERR(open_with(p, "x", 0, (struct pando_region_options){.size = 0}, &s), EINVAL,
+		  "size 0");
+	CHECK_ERR(open_with(p, "x", 0, (struct pando_region_options){.size = 4, .max_size = 3}, &s),
+		  EINVAL, "max_size");
+	CHECK_ERR(
+		open_with(p, "x", 0, (struct pando_region_options){.size = 1, .address = MIB}, &s),
+		EINVAL, "1 GiB");
+	CHECK_ERR(
+		open_with(p, "x", 0, (struct pando_region_options){.size = 1, .address = GIB}, &s),
+		EINVAL, "window");
+	CHECK_ERR(open_with(p, "x/y", 0, (struct pando_region_options){.size = 1}, &s), EINVAL,
+		  "x/y");
 	CHECK_OK(pando_region_stat(r, &st));
-	CHECK_ERR(open_with(p, "x", 0, (struct pando_region_options){.size = 1, .address = st.base}, &s),
+	CHECK_ERR(open_with(p, "x", 0, (struct pando_region_options){.size = 1, .address = st.base},
+			    &s),
 		  EADDRINUSE, "here");
 	CHECK_ERR(open_with(p, "x", 0,
-			    (struct pando_region_options){.size = 2 * memory, .backend = PANDO_BACKEND_MEMFD}, &s),
+			    (struct pando_region_options){.size = 2 * memory,
+							  .backend = PANDO_BACKEND_MEMFD},
+			    &s),
 		  ENOMEM, NULL);
 	CHECK_ERR(open_with(p, "x", 0,
-			    (struct pando_region_options){.size = 2 * memory, .backend = PANDO_BACKEND_HUGETLB},
+			    (struct pando_region_options){.size = 2 * memory,
+							  .backend = PANDO_BACKEND_HUGETLB},
 			    &s),
 		  ENOMEM, "huge pages");
-	CHECK_ERR(open_with(p, "x", 0, (struct pando_region_options){.size = 1ull << 62}, &s), ENOMEM, NULL);
+	CHECK_ERR(open_with(p, "x", 0, (struct pando_region_options){.size = 1ull << 62}, &s),
+		  ENOMEM, NULL);
 	CHECK_ERR(pando_region_resize(r, 0), EINVAL, "size 0");
 	CHECK_ERR(pando_region_resize(r, st.max_size + 1), EINVAL, "maximum");
 	CHECK_ERR(pando_region_destroy(p, "absent"), ENOENT, "absent");
 	CHECK_ERR(pando_region_lookup(p, "absent", &info), ENOENT, "absent");
-	CHECK_ERR(pando_region_grant(p, "absent", PANDO_GRANT_UID, 1, PANDO_RIGHT_READ), ENOENT, "absent");
+	CHECK_ERR(pando_region_grant(p, "absent", PANDO_GRANT_UID, 1, PANDO_RIGHT_READ), ENOENT,
+		  "absent");
 	CHECK_OK(pando_region_grant(p, "here", PANDO_GRANT_UID, 0, 0));
 	for (uint32_t i = 0; i < 32; i++)
-		CHECK_OK(pando_region_grant(p, "here", PANDO_GRANT_UID, 1000 + i, PANDO_RIGHT_READ));
-	CHECK_ERR(pando_region_grant(p, "here", PANDO_GRANT_UID, 2000, PANDO_RIGHT_READ), ENOSPC, "32");
+		CHECK_OK(
+			pando_region_grant(p, "here", PANDO_GRANT_UID, 1000 + i, PANDO_RIGHT_READ));
+	CHECK_ERR(pando_region_grant(p, "here", PANDO_GRANT_UID, 2000, PANDO_RIGHT_READ), ENOSPC,
+		  "32");
 	CHECK_OK(pando_region_grant(p, "here", PANDO_GRANT_UID, 1001, 0));
 	CHECK_OK(pando_region_lookup(p, "here", &info));
 	CHECK_INT(info.grants, 31);
 	/* Nothing of all that has changed what was there. */
 	CHECK_INT(pando_region_size(r), st.size);
 	CHECK_ERR(pando_connect(&q, "@pando-test-nobody"), ECONNREFUSED, "no broker is running");
-	CHECK_ERR(pando_connect(&q, "/tmp/pando-test-nowhere/broker.sock"), ENOENT, "no broker is running");
+	CHECK_ERR(pando_connect(&q, "/tmp/pando-test-nowhere/broker.sock"), ENOENT,
+		  "no broker is running");
 	CHECK_OK(pando_region_destroy(p, "here"));
 	pando_disconnect(p);
 }
@@ -158,8 +172,9 @@ static void test_mshare(struct harness *h)
 {
 	struct pando *p = harness_connect(h);
 	struct pando_region *r;
-	int rc = open_with(p, "m", PANDO_TRANSIENT,
-			   (struct pando_region_options){.size = MIB, .backend = PANDO_BACKEND_MSHARE}, &r);
+	int rc = open_with(
+		p, "m", PANDO_TRANSIENT,
+		(struct pando_region_options){.size = MIB, .backend = PANDO_BACKEND_MSHARE}, &r);
 
 	if (rc != 0)
 		CHECK_ERR(rc, EOPNOTSUPP, "mshare");
@@ -171,12 +186,14 @@ static void test_quota(struct harness *h)
 	struct pando *p = harness_connect(h), *q, *s;
 	struct pando_region *r = harness_region(p, "a", 8 * MIB, 0), *t;
 
-	CHECK_ERR(open_with(p, "b", 0, (struct pando_region_options){.size = 9 * MIB}, &t), EDQUOT, NULL);
+	CHECK_ERR(open_with(p, "b", 0, (struct pando_region_options){.size = 9 * MIB}, &t), EDQUOT,
+		  NULL);
 	CHECK_ERR(pando_region_resize(r, 17 * MIB), EDQUOT, NULL);
 	CHECK_INT(pando_region_size(r), 8 * MIB);
 	CHECK_OK(pando_region_resize(r, 10 * MIB));
 	harness_region(p, "b", MIB, 0);
-	CHECK_ERR(open_with(p, "c", 0, (struct pando_region_options){.size = MIB}, &t), EDQUOT, NULL);
+	CHECK_ERR(open_with(p, "c", 0, (struct pando_region_options){.size = MIB}, &t), EDQUOT,
+		  NULL);
 	CHECK_OK(pando_connect(&q, h->address)); /* the third, with the checker */
 	CHECK_ERR(pando_connect(&s, h->address), EDQUOT, NULL);
 	pando_disconnect(q);
@@ -193,12 +210,13 @@ static void test_collision(struct harness *h)
 	char *at = (char *)pando_region_base(r) + GIB + 8192;
 
 	CHECK(mmap(at, 4096, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == at);
-	CHECK_ERR(open_with(p, "second", 0, (struct pando_region_options){.size = MIB}, &s), EADDRNOTAVAIL,
-		  "(anonymous memory)");
+	CHECK_ERR(open_with(p, "second", 0, (struct pando_region_options){.size = MIB}, &s),
+		  EADDRNOTAVAIL, "(anonymous memory)");
 	CHECK(strstr(pando_strerror_last(), "region \"second\" belongs at 0x") != NULL);
 	CHECK_ERR(pando_region_lookup(p, "second", &info), ENOENT, NULL);
 	munmap(at, 4096);
-	CHECK_OK(open_with(p, "second", PANDO_TRANSIENT, (struct pando_region_options){.size = MIB}, &s));
+	CHECK_OK(open_with(p, "second", PANDO_TRANSIENT, (struct pando_region_options){.size = MIB},
+			   &s));
 	CHECK_OK(pando_region_destroy(p, "first"));
 	pando_disconnect(p);
 }
@@ -330,7 +348,8 @@ static void test_walk(struct harness *h)
 	CHECK_INT(seen, 40);
 	for (int i = 0; i < 20; i++)
 		q[i] = harness_connect(h);
-	for (cursor = 0, seen = 0; (n = pando_clients(p, &cursor, clients, 7)) > 0; seen += (unsigned int)n)
+	for (cursor = 0, seen = 0; (n = pando_clients(p, &cursor, clients, 7)) > 0;
+	     seen += (unsigned int)n)
 		for (int i = 0; i < n; i++)
 			CHECK_INT(clients[i].pid, getpid());
 	CHECK_INT(n, 0);
@@ -353,8 +372,9 @@ static void test_stopped(struct harness *h)
 	setenv("PANDO_TIMEOUT", "300", 1);
 	p = harness_connect(h);
 	kill(h->broker, SIGSTOP);
-	CHECK_ERR(open_with(p, "late", PANDO_TRANSIENT, (struct pando_region_options){.size = MIB}, &r), ETIMEDOUT,
-		  "SIGCONT");
+	CHECK_ERR(open_with(p, "late", PANDO_TRANSIENT, (struct pando_region_options){.size = MIB},
+			    &r),
+		  ETIMEDOUT, "SIGCONT");
 	CHECK_ERR(pando_connect(&q, h->address), ETIMEDOUT, "has not answered within 300 ms");
 	kill(h->broker, SIGCONT);
 	unsetenv("PANDO_TIMEOUT");
@@ -434,7 +454,9 @@ int main(int argc, char **argv)
 		{.name = "transient", .run = test_transient},
 		{.name = "errors", .run = test_errors},
 		{.name = "mshare", .run = test_mshare},
-		{.name = "quota", .run = test_quota, .args = {"--quota", "0:memory=16M,regions=2,clients=3"}},
+		{.name = "quota",
+		 .run = test_quota,
+		 .args = {"--quota", "0:memory=16M,regions=2,clients=3"}},
 		{.name = "collision", .run = test_collision},
 		{.name = "readonly", .run = test_readonly},
 		{.name = "resize", .run = test_resize},
