@@ -139,6 +139,11 @@ struct broker_ops {
 	void (*hangup)(struct client *c);
 	/* Calls job_work(job) on another thread and later job_done(job) on this one. */
 	void (*submit)(struct broker *b, struct job *job);
+	/*
+	 * Brings the requests of children that c has forked, who may be on their way, because a region is about to end with
+	 * c's attachment. This one does call back into the core, for other clients. NULL: there are none.
+	 */
+	void (*heirs)(struct client *c);
 };
 
 #define BROKER_CLIENT_BUCKETS 4096u
@@ -192,6 +197,8 @@ struct client *client_find(struct broker *b, uint64_t id);
 void client_put(struct client *c, const int *fds, unsigned int nfds);
 /* Reads start time and parent of a process from /proc. Returns 0 or a negative errno. */
 int client_read_process(pid_t pid, uint64_t *start_time, pid_t *parent);
+/* To be called before attachments of c end: lets its forked children in first, if regions would end with it. */
+void client_heirs(struct client *c);
 int client_hello(struct client *c, const struct pando__msg *msg);
 void client_notice(struct client *c, enum pando__notice notice);
 struct attachment *client_attachment(struct client *c, uint64_t region_id);

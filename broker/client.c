@@ -125,12 +125,24 @@ static void unlink_client(struct client *c)
 	b->client_count--;
 }
 
+void client_heirs(struct client *c)
+{
+	const uint32_t ends = PANDO_TRANSIENT | PANDO_REGION_DESTROYED;
+	const struct attachment *a = c->attachments;
+
+	while (a && (a->region->users > 1 || !(a->region->record.flags & ends)))
+		a = a->next;
+	if (a && c->broker->ops->heirs)
+		c->broker->ops->heirs(c);
+}
+
 void client_gone(struct client *c, uint64_t noticed_ns)
 {
 	struct broker *b = c->broker;
 	const bool attached = c->attachments != NULL;
 
 	PANDO_INJECT("broker.gone.begin");
+	client_heirs(c);
 	if (c->job) { /* the job ends soon, and finds nobody to tell */
 		pando__store_relaxed(&c->job->cancelled, 1);
 		c->job->client = NULL;

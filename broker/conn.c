@@ -15,6 +15,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -175,13 +176,6 @@ static void ops_submit(struct broker *b, struct job *job)
 	uv_queue_work(&s->loop, work, on_work, on_work_done);
 }
 
-const struct broker_ops server_ops = {
-	.send = ops_send,
-	.idle = ops_idle,
-	.hangup = ops_hangup,
-	.submit = ops_submit,
-};
-
 /* Takes one packet. Returns false if there is none, or the connection has come to its end. */
 static bool read_one(struct conn *c)
 {
@@ -221,6 +215,19 @@ static void on_socket(uv_poll_t *handle, int status, int events)
 	server_bury(s);
 }
 
+/* True if nobody holds the other end any more. */
+static bool hung_up(int fd)
+{
+	struct pollfd pfd = {.fd = fd, .events = POLLRDHUP};
+
+	return poll(&pfd, 1, 0) > 0 && (pfd.revents & (POLLRDHUP | POLLHUP | POLLERR));
+}
+
+/*
+ * The process has ended. Its descriptors were closed before that; if the connection is open all the same, a child that
+ * it has forked has a copy, which it closes as soon as it has asked for what it inherited (or at exec). Until
+ * then the regions must stay: the hang-up is the end.
+ */
 static void on_pidfd(uv_poll_t *handle, int status, int events)
 {
 	struct conn *c = handle->data;
@@ -228,9 +235,40 @@ static void on_pidfd(uv_poll_t *handle, int status, int events)
 
 	(void)status;
 	(void)events;
-	conn_doom(c);
+	uv_poll_stop(handle);
+	if (hung_up(c->fd))
+		conn_doom(c);
 	server_bury(s);
 }
+
+/*
+ * Lets forked children in. A child sends HELLO and OPENs before it closes its copy
+ * of the parent's connection, so when that hangs up all is there: in the listening socket's queue, or unread.
+ */
+static void ops_heirs(struct client *parent)
+{
+	struct server *s = ((struct conn *)parent->outside)->server;
+
+	while (conn_accept_all(s))
+		;
+	for (struct client *c = s->broker.clients; c; c = c->next) {
+		struct conn *conn = c->outside;
+
+		if (c == parent || conn->doomed || (c->record.greeted && !c->record.parent))
+			continue;
+		while (!c->busy && !c->hung_up && read_one(conn))
+			;
+		watch(conn);
+	}
+}
+
+const struct broker_ops server_ops = {
+	.send = ops_send,
+	.idle = ops_idle,
+	.hangup = ops_hangup,
+	.submit = ops_submit,
+	.heirs = ops_heirs,
+};
 
 static void on_closed(uv_handle_t *handle)
 {
@@ -296,7 +334,7 @@ static int identify(int fd, struct identity *who, pid_t *pid)
 	return 0;
 }
 
-/* A pidfd for the peer; start time and parent. -1: not visible from here; -ESRCH: it is gone. */
+/* A pidfd for the peer; start time and parent. -1: not visible from here, or it has ended: a child may go on. */
 static int open_pidfd(int fd, pid_t pid, uint64_t *start, pid_t *parent)
 {
 	uint64_t before;
@@ -308,14 +346,14 @@ static int open_pidfd(int fd, pid_t pid, uint64_t *start, pid_t *parent)
 	if (pid <= 0)
 		return -1;
 	if (client_read_process(pid, &before, parent) < 0)
-		return -ESRCH;
+		return -1;
 	if (getsockopt(fd, SOL_SOCKET, SO_PEERPIDFD, &pidfd, &size) < 0)
 		pidfd = (int)syscall(SYS_pidfd_open, pid, 0);
 	if (pidfd < 0)
-		return errno == ENOSYS ? -1 : -errno;
+		return errno == EMFILE || errno == ENFILE || errno == ENOMEM ? -errno : -1;
 	if (client_read_process(pid, start, parent) < 0 || *start != before) {
 		close(pidfd);
-		return -ESRCH;
+		return -1;
 	}
 	return pidfd;
 }
@@ -387,8 +425,7 @@ static void accepted(struct server *s, int fd)
 
 	pidfd = rc < 0 ? rc : open_pidfd(fd, pid, &start, &parent);
 	if (pidfd < -1) {
-		if (pidfd != -ESRCH)
-			log_error("cannot admit process %d: %s", pid, strerror(-pidfd));
+		log_error("cannot admit process %d: %s", pid, strerror(-pidfd));
 		free(who.groups);
 		shutdown(fd, SHUT_RDWR);
 		close(fd);
@@ -422,7 +459,7 @@ static void turn_away(struct server *s)
 	s->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 }
 
-void conn_accept_all(struct server *s)
+bool conn_accept_all(struct server *s)
 {
 	for (int i = 0; i < 64; i++) { /* then others get their turn */
 		int fd = accept4(s->listen_fd, NULL, NULL, SOCK_CLOEXEC | SOCK_NONBLOCK);
@@ -432,8 +469,9 @@ void conn_accept_all(struct server *s)
 		else if (errno == EMFILE || errno == ENFILE)
 			turn_away(s);
 		else if (errno != EINTR && errno != ECONNABORTED)
-			return;
+			return false;
 	}
+	return true;
 }
 
 int conn_adopt(struct broker *b, struct takeup_client *t)

@@ -138,8 +138,10 @@ void handler_resume(struct parking *where)
 
 static int close_request(struct client *c, const struct pando__msg *msg)
 {
-	struct attachment *a = client_attachment(c, msg->close.region_id);
+	struct attachment *a;
 
+	client_heirs(c);
+	a = client_attachment(c, msg->close.region_id);
 	if (a) /* else it is closed already: by the same request, sent again */
 		client_detach(a);
 	PANDO_INJECT("broker.close.detached");

@@ -62,8 +62,8 @@ void server_bury(struct server *s);
 
 /* conn.c */
 extern const struct broker_ops server_ops;
-/* Accepts everybody who waits at the listening socket. */
-void conn_accept_all(struct server *s);
+/* Accepts some of those who wait. Returns true if there may be more. */
+bool conn_accept_all(struct server *s);
 /* Makes a connection of a record. See takeup_run(). */
 int conn_adopt(struct broker *b, struct takeup_client *t);
 unsigned int conn_descriptors(struct client *c, int *fds);
