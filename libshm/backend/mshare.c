@@ -121,9 +121,10 @@ static int mshare_create(const char *name, uint64_t base, uint64_t max_size, int
 	void *want = (void *)(uintptr_t)base, *got;
 	int fd = open_nameless(), err;
 
-	if (fd < 0)
-		return pando__fail(-fd,
-				   "cannot make the memory file of region \"%s\" in " MOUNT ": %s",
+	if (fd < 0) /* without the mount, or on another file system: this is no msharefs */
+		return pando__fail(fd == -ENOENT || fd == -ENOTDIR ? EOPNOTSUPP : -fd,
+				   "cannot make the memory file of region \"%s\" in " MOUNT
+				   " of backend mshare: %s; see pando doctor",
 				   name, strerror(-fd));
 	got = mmap(want, max_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0);
 	if (got == MAP_FAILED) {
