@@ -158,8 +158,10 @@ int pando__region_take_slot(struct pando_region *r, const struct pando__msg_open
 			    uint64_t client_id, uint64_t since_ns);
 
 /* fork.c */
-void pando__fork_enlist(struct pando *p);
+int pando__fork_enlist(struct pando *p);
 void pando__fork_delist(struct pando *p);
+/* Waits a moment for children that are on their way to the broker. */
+void pando__fork_settle(void);
 /* Catches up on a fork() whose handlers did not run. */
 void pando__check_mark(struct pando *p);
 int pando__mark_new(struct pando *p);

@@ -228,9 +228,10 @@ int pando_connect(struct pando **out, const char *broker)
 	p->timeout_ms = timeout_setting();
 	program_name(p->program);
 	rc = pando__mark_new(p);
+	/* A fork() in another thread must know of the handle from its first descriptor on. */
+	if (rc == 0)
+		rc = pando__fork_enlist(p);
 	if (rc == 0) {
-		/* A fork() in another thread must know of the handle from its first descriptor on. */
-		pando__fork_enlist(p);
 		pthread_mutex_lock(&p->turn);
 		rc = find_broker(p, broker);
 		pthread_mutex_unlock(&p->turn);

@@ -15,6 +15,11 @@
  * if the parent has ended; when it does see it, the child's messages are queued already. So the
  * regions of a parent that dies right after fork() are not given up while the child is on its way.
  *
+ * A parent that lives on could close a region while a child is on its way, and so end a transient one under it. It knows
+ * how many children are on their way from a counter in a page that they share (`under_way`: plus one before
+ * fork(), minus one by the child), and the last close of a region waits for them, a moment at most: a child may
+ * have been killed.
+ *
  * The parent's slot page is made read-only in the child. Descriptors that another thread of the parent had just
  * received, and the list of mappings, are in order because they change under `lock`. What such a thread had on its
  * stack is lost, as after any fork().
@@ -34,14 +39,18 @@
 
 #include "common/atomic.h"
 #include "common/fail.h"
+#include "common/futex.h"
 #include "common/inject.h"
 
 #define FORK_CONNECT_MS 100 /* how long a full queue of the broker may delay the child */
 
+#define UNDER_WAY_MS 100
+
+static uint32_t *under_way; /* children that have not hailed yet; NULL: no page could be had */
 static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct pando *handles;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
-static int registered;
+static int register_error;
 
 static void disown_slot(struct pando_region *r)
 {
@@ -95,6 +104,8 @@ static void prepare(void)
 	pthread_mutex_lock(&handles_lock);
 	for (struct pando *p = handles; p; p = p->next)
 		pthread_mutex_lock(&p->lock);
+	if (under_way && handles)
+		pando__add_relaxed(under_way, 1);
 }
 
 static void parent(void)
@@ -102,6 +113,16 @@ static void parent(void)
 	for (struct pando *p = handles; p; p = p->next)
 		pthread_mutex_unlock(&p->lock);
 	pthread_mutex_unlock(&handles_lock);
+}
+
+/* The child is on its own; unless somebody has given up waiting for it, the count goes down. */
+static void arrived(void)
+{
+	uint32_t count = pando__load_acquire(under_way);
+
+	while (count > 0 && !pando__cas_acq_rel(under_way, &count, count - 1))
+		;
+	pando__futex_wake(under_way, INT_MAX);
 }
 
 static void child(void)
@@ -112,17 +133,45 @@ static void child(void)
 	pando__embedded_forked();
 	for (struct pando *p = handles; p; p = p->next)
 		forked(p);
+	PANDO_INJECT("client.fork.done");
+	if (under_way && handles)
+		arrived();
 	errno = saved;
+}
+
+void pando__fork_settle(void)
+{
+	uint64_t now = pando__now_ns(CLOCK_MONOTONIC), end = now + UNDER_WAY_MS * 1000000ull;
+	uint32_t count;
+
+	if (!under_way)
+		return;
+	while ((count = pando__load_acquire(under_way)) > 0 && now < end) {
+		struct timespec left = {.tv_nsec = (long)(end - now)};
+
+		(void)pando__futex_wait(under_way, count, &left);
+		now = pando__now_ns(CLOCK_MONOTONIC);
+	}
+	if (count > 0) /* killed on its way, or fork() failed: do not wait for it again */
+		(void)pando__cas_acq_rel(under_way, &count, 0);
 }
 
 static void register_handlers(void)
 {
-	registered = pthread_atfork(prepare, parent, child);
+	void *page = mmap(NULL, (size_t)sysconf(_SC_PAGESIZE), PROT_READ | PROT_WRITE,
+			  MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+
+	if (page != MAP_FAILED)
+		under_way = page;
+	register_error = pthread_atfork(prepare, parent, child);
 }
 
-void pando__fork_enlist(struct pando *p)
+int pando__fork_enlist(struct pando *p)
 {
 	pthread_once(&once, register_handlers);
+	if (register_error)
+		return pando__fail(register_error, "cannot register handlers for fork(): %s",
+				   strerror(register_error));
 	pthread_mutex_lock(&handles_lock);
 	p->next = handles;
 	p->prev = NULL;
@@ -130,6 +179,7 @@ void pando__fork_enlist(struct pando *p)
 		handles->prev = p;
 	handles = p;
 	pthread_mutex_unlock(&handles_lock);
+	return 0;
 }
 
 void pando__fork_delist(struct pando *p)

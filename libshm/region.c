@@ -454,6 +454,7 @@ int pando_region_close(struct pando_region *r)
 	pthread_mutex_unlock(&p->lock);
 	if (!last)
 		return 0;
+	pando__fork_settle();
 	rc = pando__begin(p);
 	pthread_mutex_lock(&p->lock);
 	last = --r->opens == 0; /* another thread may have opened it meanwhile */
