@@ -115,7 +115,7 @@ long harness_kib(pid_t pid, const char *key)
 /* Runs the daemon; the write end of the readiness pipe becomes descriptor 3. */
 static void exec_daemon(struct harness *h, const char *const *args, int ready)
 {
-	const char *program = getenv("PANDO_BROKER_PROGRAM"), *argv[HARNESS_ARGS + 8];
+	const char *program = getenv("PANDO_BROKER_PROGRAM"), *argv[HARNESS_ARGS + 12];
 	unsigned int n = 0;
 
 	argv[n++] = program ? program : "pandod";
@@ -125,6 +125,8 @@ static void exec_daemon(struct harness *h, const char *const *args, int ready)
 	argv[n++] = "3";
 	argv[n++] = "--log-level";
 	argv[n++] = getenv("PANDO_TEST_LOG") ? getenv("PANDO_TEST_LOG") : "error";
+	argv[n++] = "--backend"; /* not `auto`: huge pages are scarce, and other tests count them */
+	argv[n++] = getenv("PANDO_TEST_BACKEND") ? getenv("PANDO_TEST_BACKEND") : "memfd";
 	for (unsigned int i = 0; args && args[i] && i < HARNESS_ARGS; i++)
 		argv[n++] = args[i];
 	argv[n] = NULL;
@@ -250,7 +252,12 @@ static void check_broker(struct harness *h, unsigned int flags)
 		return;
 	if (!(flags & HARNESS_KEEPS_REGIONS)) {
 		harness_await_clients(h, 1);
-		CHECK_OK(pando_broker_info(h->checker, &info));
+		for (unsigned int ms = 0; ms < SETTLE_MS; ms += 10) { /* freeing takes a moment */
+			CHECK_OK(pando_broker_info(h->checker, &info));
+			if (info.regions == 0 && info.committed_bytes == 0)
+				break;
+			harness_sleep_ms(10);
+		}
 		CHECK_INT(info.regions, 0);
 		CHECK_INT(info.committed_bytes, 0);
 		for (unsigned int ms = 0; ms < SETTLE_MS; ms += 10) {

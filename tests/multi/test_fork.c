@@ -144,24 +144,25 @@ static void test_threads(struct harness *h)
 	pando_disconnect(q);
 }
 
-/* A child's child's child ... while its own parent may have read no answer yet. */
-static void chain(struct pando *p, struct pando_region *r, int depth)
+/* A child's child's child ... while its own parent may have read no answer yet. Never returns. */
+static void chain(struct pando *p, struct pando_region *r)
 {
 	volatile uint32_t *count = pando_region_base(r);
-	pid_t pid;
 
-	__atomic_add_fetch(count, 1, __ATOMIC_RELAXED);
-	if (depth == 0) {
-		await_registered(r);
-		CHECK(pando_client_id(p) != 0);
+	for (int depth = 0; depth < 20; depth++) {
+		pid_t pid;
+
+		__atomic_add_fetch(count, 1, __ATOMIC_RELAXED);
+		pid = fork();
+		if (pid == 0)
+			continue;
+		CHECK_INT(harness_join(pid), 0);
+		if (depth & 1)
+			await_registered(r);
 		_exit(0);
 	}
-	pid = fork();
-	if (pid == 0)
-		chain(p, r, depth - 1);
-	CHECK_INT(harness_join(pid), 0);
-	if (depth & 1)
-		await_registered(r);
+	await_registered(r);
+	CHECK(pando_client_id(p) != 0);
 	_exit(0);
 }
 
@@ -172,9 +173,9 @@ static void test_chain(struct harness *h)
 	pid_t pid = fork();
 
 	if (pid == 0)
-		chain(p, r, 20);
+		chain(p, r);
 	CHECK_INT(harness_join(pid), 0);
-	CHECK_INT(*(uint32_t *)pando_region_base(r), 21);
+	CHECK_INT(*(uint32_t *)pando_region_base(r), 20);
 	harness_await_clients(h, 2);
 	pando_disconnect(p);
 }
@@ -211,6 +212,31 @@ static void test_orphan(struct harness *h)
 		CHECK_INT(read(ends[0], &word, 1), 1);
 		CHECK_INT(word, 'k');
 		close(ends[0]);
+		harness_await_clients(h, 1);
+	}
+}
+
+/* The parent closes its last open, or leaves, as soon as it has forked. */
+static void test_handover(struct harness *h)
+{
+	for (int round = 0; round < 40; round++) {
+		struct pando *p = harness_connect(h);
+		struct pando_region *r = harness_region(p, "handover", MIB, PANDO_TRANSIENT);
+		volatile unsigned char *base = pando_region_base(r);
+		pid_t pid;
+
+		base[9] = 9;
+		pid = fork();
+		if (pid == 0) {
+			CHECK(base[9] == 9);
+			await_registered(r);
+			CHECK(base[9] == 9);
+			_exit(0);
+		}
+		if (round & 1)
+			CHECK_OK(pando_region_close(r));
+		pando_disconnect(p);
+		CHECK_INT(harness_join(pid), 0);
 		harness_await_clients(h, 1);
 	}
 }
@@ -381,8 +407,9 @@ static void test_many(struct harness *h)
 			CHECK(read(go[0], &c, 1) == 0);
 			_exit(0);
 		}
-	harness_await_clients(h, 302);
-	pando_region_stat(r, &st);
+	harness_await_clients(h, 602); /* the checker's connection is inherited, too */
+	for (int i = 0; i < 2000 && (pando_region_stat(r, &st), st.clients < 301); i++)
+		harness_sleep_ms(1);
 	CHECK_INT(st.clients, 301);
 	close(go[1]);
 	close(go[0]);
@@ -405,6 +432,7 @@ int main(int argc, char **argv)
 		{.name = "threads", .run = test_threads},
 		{.name = "chain", .run = test_chain},
 		{.name = "orphan", .run = test_orphan},
+		{.name = "handover", .run = test_handover},
 		{.name = "during-call", .run = test_during_call},
 		{.name = "exec", .run = test_exec},
 		{.name = "broker-stopped", .run = test_broker_stopped},

@@ -141,7 +141,7 @@ static void test_errors(struct harness *h)
 			    (struct pando_region_options){.size = 2 * memory,
 							  .backend = PANDO_BACKEND_HUGETLB},
 			    &s),
-		  ENOMEM, "huge pages");
+		  ENOMEM, "hugepages");
 	CHECK_ERR(open_with(p, "x", 0, (struct pando_region_options){.size = 1ull << 62}, &s),
 		  ENOMEM, NULL);
 	CHECK_ERR(pando_region_resize(r, 0), EINVAL, "size 0");
