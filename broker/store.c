@@ -14,6 +14,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -69,6 +70,11 @@ int store_packet_send(int fd, const struct store_packet *p, const int *fds, int 
 		/* Too many descriptors of this user are under way: the peer is reading them. */
 		if (n < 0 && errno == ETOOMANYREFS && !(flags & MSG_DONTWAIT)) {
 			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
+			errno = EINTR;
+		}
+		/* An event loop may have made the descriptor non-blocking; a record is not to be lost for that. */
+		if (n < 0 && errno == EAGAIN && !(flags & MSG_DONTWAIT)) {
+			(void)poll(&(struct pollfd){.fd = fd, .events = POLLOUT}, 1, -1);
 			errno = EINTR;
 		}
 	} while (n < 0 && errno == EINTR);
