@@ -158,8 +158,14 @@ static void begin_dying(struct region *r)
 	if (!(r->record.flags & PANDO_REGION_DESTROYED))
 		region_destroy(r, NULL);
 	r->state = REGION_DYING;
-	window_release(&b->window, r->record.base);
-	r->placed = false;
+	if (r->placed) {
+		r->record.ending = 1;
+		region_put(r, false);
+		PANDO_INJECT("broker.free.ending");
+		/* Killed before the put: nobody has the addresses yet; after: the successor does not claim them. */
+		window_release(&b->window, r->record.base);
+		r->placed = false;
+	}
 	b->frees++;
 	b->region_count--;
 	job_start(r, JOB_FREE, NULL, 0, r->record.committed);

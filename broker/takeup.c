@@ -50,6 +50,8 @@ static int book(struct region *r)
 	if (rc < 0)
 		return rc;
 	r->charged = most;
+	if (r->record.ending)
+		return 0;
 	rc = window_take(&b->window, wanted, r->record.max_size, r, &wanted, &other);
 	r->placed = rc == 0;
 	return rc == -EADDRINUSE
