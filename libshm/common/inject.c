@@ -26,6 +26,7 @@ static struct armed {
 	unsigned long seen;
 } armed[MAX_ARMED];
 static unsigned int armed_count;
+static const char *once; /* path; NULL: points always count */
 
 __attribute__((constructor)) static void arm(void)
 {
@@ -34,6 +35,7 @@ __attribute__((constructor)) static void arm(void)
 
 	if (!env || strlen(env) >= sizeof(copy))
 		return;
+	once = secure_getenv("PANDO_INJECT_ONCE");
 	strcpy(copy, env);
 	for (char *item = strtok_r(copy, ",", &save); item && armed_count < MAX_ARMED;
 	     item = strtok_r(NULL, ",", &save)) {
@@ -59,7 +61,8 @@ bool pando__inject(const char *name)
 	for (unsigned int i = 0; i < armed_count; i++) {
 		struct armed *a = &armed[i];
 
-		if (strcmp(a->name, name) != 0 || pando__add_relaxed(&a->seen, 1) + 1 != a->at)
+		if (strcmp(a->name, name) != 0 || (once && access(once, F_OK) != 0) ||
+		    pando__add_relaxed(&a->seen, 1) + 1 != a->at || (once && unlink(once) != 0))
 			continue;
 		if (strcmp(a->action, "kill") == 0)
 			kill(getpid(), SIGKILL);

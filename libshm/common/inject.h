@@ -10,6 +10,9 @@
  * with the actions kill (SIGKILL to itself), stop (SIGSTOP to itself), fail (PANDO_INJECT_FAIL yields
  * true) and abort; "@N" fires at the Nth passage only (default: the first). Names are
  * component.operation.step.
+ *
+ * Processes that are started again inherit the list. If $PANDO_INJECT_ONCE names a file, passages count only
+ * while it exists, and whoever fires removes it: one death in all, whenever the test makes the file.
  */
 #ifndef PANDO_COMMON_INJECT_H
 #define PANDO_COMMON_INJECT_H
