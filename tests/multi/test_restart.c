@@ -217,7 +217,8 @@ static void check_nothing_left(unsigned int clients, int broker_fds, int supervi
 	do {
 		OK(pando_broker_info(p, &info));
 		OK(pando_region_lookup(p, "base", &base));
-	} while ((info.regions != 1 || info.clients != clients + 1 || base.clients != clients) &&
+	} while ((info.regions != 1 || info.committed_bytes != base.size ||
+		  info.clients != clients + 1 || base.clients != clients) &&
 		 daemon_now() < limit);
 	pando_disconnect(p);
 	CHECK_EQ(info.regions, 1);
