@@ -101,6 +101,9 @@ static void check_client(struct client *c)
 	for (struct attachment *a = c->attachments; a; a = a->next, n++) {
 		struct pando__ledger_client *e = pando__ledger_client(a->region->ledger, a->slot);
 
+		must(a->released == c->dead, "a slot of the dead, or none of the living");
+		if (a->released)
+			continue;
 		must(a->client == c, "an attachment leads to another client");
 		must(e->client_id == c->record.id, "an entry names another client");
 		must(PANDO__CLIENT_STATE(e->word) == PANDO__CLIENT_LIVE,
@@ -115,10 +118,15 @@ static void check_client(struct client *c)
 
 static void check_region(struct broker *b, struct region *r)
 {
-	uint32_t users = 0, live = 0;
+	uint32_t users = 0, holds = 0, live = 0;
 
-	for (struct client *c = b->clients; c; c = c->next)
-		users += client_attachment(c, r->record.id) != NULL;
+	for (struct client *c = b->clients; c; c = c->next) {
+		struct attachment *a = client_attachment(c, r->record.id);
+
+		users += a && !a->released;
+		holds += a && a->released;
+	}
+	must(holds == r->holds, "count of a region's holds");
 	must(users == r->users, "count of a region's users");
 	must(!r->next || r->next->record.id > r->record.id, "regions out of order");
 	if (r->state != REGION_LIVE)

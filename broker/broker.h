@@ -16,7 +16,8 @@
  *	           \--job failed, requester gone--> freed
  *
  * Invariants (broker_check() verifies them):
- *	region->users == number of attachments that lead to it == LIVE entries of its client table
+ *	region->users == attachments that lead to it and are not released == LIVE entries of its client table
+ *	region->holds == attachments that lead to it and are released
  *	client->busy <=> client->job or client->parked
  *	quota account of a uid == sum over its regions (target or committed, whichever is more) and greeted clients
  *	a region that is LIVE or DYING has a record; one that is CREATING has none
@@ -63,6 +64,7 @@ struct attachment {
 	uint64_t generation;
 	uint32_t slot;
 	bool readonly;
+	bool released; /* its process has ended: the slot is given back, the region still held */
 };
 
 struct client {
@@ -80,6 +82,7 @@ struct client {
 	uint64_t seq; /* of the request that is being done */
 	uint64_t answered; /* highest seq answered by this broker process */
 	uint64_t found_removed; /* seq of a REMOVE which the broker before this one did */
+	bool dead; /* its process has ended, but a child still has its connection */
 	bool taken_up; /* it was a client of the broker before this one */
 	struct job *job; /* what does its request */
 	struct pando__msg *parked; /* its request, while it waits */
@@ -120,10 +123,11 @@ struct region {
 	struct pando__ledger *ledger; /* mapped whole, writable */
 	uint64_t *taken; /* bitmap of the client table: entries that are not FREE */
 	uint32_t taken_hint; /* no free entry below */
-	uint32_t users;
+	uint32_t users; /* attachments with a slot */
+	uint32_t holds; /* those that are released */
 	struct job job; /* what is being done to it, if `working` */
 	bool working;
-	bool placed;		/* it has its range of the window */
+	bool placed; /* it has its range of the window */
 	struct parking waiting; /* requests that wait until job is done */
 	uint64_t charged; /* bytes booked for its owner */
 	char why[PANDO__PROTO_TEXT]; /* why `auto` did not pick a better backend */
@@ -191,6 +195,11 @@ void broker_check(struct broker *b);
 /* client.c: coming and going. */
 /* A peer has connected. id 0: a new one. Takes over who.groups. NULL: out of memory (groups are the caller's still). */
 struct client *client_new(struct broker *b, uint64_t id, const struct identity *who, pid_t pid);
+/*
+ * The client's process has ended, but its connection has not hung up: somebody else has it, who was forked and has
+ * not said so yet. Slots are given back now, regions stay until client_gone().
+ */
+void client_died(struct client *c, uint64_t noticed_ns);
 /* The client is gone: everything it held is given back and *c freed. noticed_ns: when it was known. */
 void client_gone(struct client *c, uint64_t noticed_ns);
 struct client *client_find(struct broker *b, uint64_t id);

@@ -97,19 +97,63 @@ struct attachment *client_attachment(struct client *c, uint64_t region_id)
 	return a;
 }
 
+/* Gives the slot back. */
+static void release(struct attachment *a)
+{
+	ledger_reap(a->region, a->slot);
+	a->released = true;
+	a->region->users--;
+	a->region->holds++;
+}
+
 void client_detach(struct attachment *a)
 {
 	struct attachment **link = &a->client->attachments;
 	struct region *r = a->region;
 
+	if (!a->released)
+		release(a);
 	while (*link != a)
 		link = &(*link)->next;
 	*link = a->next;
 	a->client->regions--;
-	ledger_reap(r, a->slot);
-	r->users--;
+	r->holds--;
 	free(a);
 	region_settle(r);
+}
+
+/* What was under way for it ends without an answer. */
+static void abandon_request(struct client *c)
+{
+	if (c->job) { /* the job ends soon, and finds nobody to tell */
+		pando__store_relaxed(&c->job->cancelled, 1);
+		c->job->client = NULL;
+		c->job = NULL;
+	}
+	if (c->parked)
+		handler_unpark(c);
+	c->busy = false;
+}
+
+static void count_death(struct broker *b, uint64_t noticed_ns)
+{
+	b->deaths_total++;
+	b->reap_ns_last = broker_now() - noticed_ns;
+	if (b->reap_ns_last > b->reap_ns_max)
+		b->reap_ns_max = b->reap_ns_last;
+}
+
+void client_died(struct client *c, uint64_t noticed_ns)
+{
+	c->dead = true;
+	abandon_request(c);
+	for (struct attachment *a = c->attachments; a; a = a->next)
+		release(a);
+	PANDO_INJECT("broker.died.released");
+	if (c->attachments)
+		count_death(c->broker, noticed_ns);
+	log_debug("client %" PRIu64 " (pid %d) has died, a child has its connection", c->record.id,
+		  c->pid);
 }
 
 static void unlink_client(struct client *c)
@@ -130,7 +174,7 @@ void client_heirs(struct client *c)
 	const uint32_t ends = PANDO_TRANSIENT | PANDO_REGION_DESTROYED;
 	const struct attachment *a = c->attachments;
 
-	while (a && (a->region->users > 1 || !(a->region->record.flags & ends)))
+	while (a && (a->region->users + a->region->holds > 1 || !(a->region->record.flags & ends)))
 		a = a->next;
 	if (a && c->broker->ops->heirs)
 		c->broker->ops->heirs(c);
@@ -139,16 +183,11 @@ void client_heirs(struct client *c)
 void client_gone(struct client *c, uint64_t noticed_ns)
 {
 	struct broker *b = c->broker;
-	const bool attached = c->attachments != NULL;
+	const bool attached = c->attachments && !c->dead;
 
 	PANDO_INJECT("broker.gone.begin");
 	client_heirs(c);
-	if (c->job) { /* the job ends soon, and finds nobody to tell */
-		pando__store_relaxed(&c->job->cancelled, 1);
-		c->job->client = NULL;
-	}
-	if (c->parked)
-		handler_unpark(c);
+	abandon_request(c);
 	while (c->attachments) {
 		client_detach(c->attachments);
 		PANDO_INJECT("broker.gone.detached");
@@ -159,12 +198,8 @@ void client_gone(struct client *c, uint64_t noticed_ns)
 	if (c->record.greeted)
 		quota_discharge(&b->quota, c->who.uid, 0, 0, 1);
 	unlink_client(c);
-	if (attached) {
-		b->deaths_total++;
-		b->reap_ns_last = broker_now() - noticed_ns;
-		if (b->reap_ns_last > b->reap_ns_max)
-			b->reap_ns_max = b->reap_ns_last;
-	}
+	if (attached)
+		count_death(b, noticed_ns);
 	log_debug("client %" PRIu64 " (pid %d) is gone", c->record.id, c->pid);
 	free(c->who.groups);
 	free(c);

@@ -31,6 +31,7 @@
 #endif
 
 #define READ_AT_ONCE 8
+#define HEAR_AT_ONCE 256 /* more regions than anybody's child inherits */
 
 static void on_socket(uv_poll_t *handle, int status, int events);
 
@@ -41,7 +42,7 @@ static void watch(struct conn *c)
 
 	if (c->doomed)
 		return;
-	if (!c->client->busy && !c->client->hung_up)
+	if (!c->client->busy && !c->client->hung_up && !c->client->dead)
 		events |= UV_READABLE;
 	if (c->outbox)
 		events |= UV_WRITABLE;
@@ -225,8 +226,8 @@ static bool hung_up(int fd)
 
 /*
  * The process has ended. Its descriptors were closed before that; if the connection is open all the same, a child that
- * it has forked has a copy, which it closes as soon as it has asked for what it inherited (or at exec). Until
- * then the regions must stay: the hang-up is the end.
+ * it has forked has a copy, which it closes as soon as it has asked for what it inherited (or at exec). Slots are
+ * given back now; the regions stay until the hang-up.
  */
 static void on_pidfd(uv_poll_t *handle, int status, int events)
 {
@@ -236,8 +237,12 @@ static void on_pidfd(uv_poll_t *handle, int status, int events)
 	(void)status;
 	(void)events;
 	uv_poll_stop(handle);
-	if (hung_up(c->fd))
+	if (hung_up(c->fd)) {
 		conn_doom(c);
+	} else if (!c->doomed) {
+		client_died(c->client, broker_now());
+		watch(c);
+	}
 	server_bury(s);
 }
 
@@ -249,17 +254,23 @@ static void ops_heirs(struct client *parent)
 {
 	struct server *s = ((struct conn *)parent->outside)->server;
 
-	while (conn_accept_all(s))
+	/* What is read may be a CLOSE, and so lead here again: one level is enough, and as deep as it may go. */
+	if (s->hearing)
+		return;
+	s->hearing = true;
+	for (int i = 0; i < HEAR_AT_ONCE && conn_accept_all(s); i++)
 		;
 	for (struct client *c = s->broker.clients; c; c = c->next) {
 		struct conn *conn = c->outside;
 
-		if (c == parent || conn->doomed || (c->record.greeted && !c->record.parent))
+		if (c == parent || conn->doomed || c->dead ||
+		    (c->record.greeted && !c->record.parent))
 			continue;
-		while (!c->busy && !c->hung_up && read_one(conn))
+		for (int i = 0; i < HEAR_AT_ONCE && !c->busy && !c->hung_up && read_one(conn); i++)
 			;
 		watch(conn);
 	}
+	s->hearing = false;
 }
 
 const struct broker_ops server_ops = {

@@ -175,7 +175,8 @@ void region_settle(struct region *r)
 {
 	const uint32_t ends = PANDO_TRANSIENT | PANDO_REGION_DESTROYED;
 
-	if (r->state != REGION_LIVE || r->users > 0 || r->working || !(r->record.flags & ends))
+	if (r->state != REGION_LIVE || r->users > 0 || r->holds > 0 || r->working ||
+	    !(r->record.flags & ends))
 		return;
 	if (r->waiting.first) /* requests that were made before it ended come first */
 		return;

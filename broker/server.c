@@ -58,6 +58,8 @@ void server_bury(struct server *s)
 		s->doomed = c->next_doomed;
 		conn_bury(c);
 	}
+	if (nothing_left(s)) /* a child may be on its way */
+		(void)conn_accept_all(s);
 	if (nothing_left(s))
 		stop(s);
 }

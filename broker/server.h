@@ -52,6 +52,7 @@ struct server {
 	int ready_fd; /* of a broker without a supervisor */
 	bool had_client;
 	bool stopping;
+	bool hearing; /* children are being let in */
 	struct conn *doomed;
 };
 

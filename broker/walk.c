@@ -104,7 +104,7 @@ int walk_clients(struct client *c, const struct pando__msg *msg)
 		return rc;
 	pando__msg_init(&reply, PANDO__MSG_CLIENT_LIST, c->seq);
 	for (struct client *o = c->broker->clients; o && rc == 0; o = o->next) {
-		if (o->record.id <= m->cursor || !o->record.greeted || o->hung_up)
+		if (o->record.id <= m->cursor || !o->record.greeted || o->hung_up || o->dead)
 			continue;
 		if (o->who.uid != c->who.uid && !sees_all(c))
 			continue;

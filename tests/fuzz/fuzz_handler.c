@@ -250,7 +250,7 @@ static void packet(struct input *in, struct core *core, uint8_t op)
 	struct client *c = pick(core, (op >> 3) % CLIENTS);
 	struct pando__msg m;
 
-	if (!c || c->busy)
+	if (!c || c->busy || c->dead)
 		return;
 	if ((op & 7) == 7) {
 		rubbish(in, c);
@@ -273,7 +273,9 @@ static void event(struct input *in, struct core *core)
 		break;
 	case 1:
 		c = pick(core, (op >> 3) % CLIENTS);
-		if (c && (op & 0x80))
+		if (c && !c->dead && (op & 0xc0) == 0xc0)
+			client_died(c, broker_now()); /* a child has its connection */
+		else if (c && (op & 0x80))
 			core_kill(core, c);
 		else if (core->broker.client_count < CLIENTS)
 			core_connect(core, op >> 6);

@@ -461,6 +461,28 @@ static void children_inherit(void **state)
 	assert_int_equal(core_call(&core, child, &m), -ENOENT);
 }
 
+static void the_dead_hold_regions_until_their_connection_goes(void **state)
+{
+	struct client *c = core_client(&core, 1), *child;
+	struct region *r;
+
+	(void)state;
+	assert_int_equal(call_open(c, "t", PANDO_CREATE | PANDO_TRANSIENT, MIB), 0);
+	r = core.broker.regions;
+	client_died(c, broker_now());
+	core_settle(&core);
+	assert_int_equal(r->ledger->clients_live, 0); /* the slot is free at once */
+	assert_int_equal(core.broker.deaths_total, 1);
+	core_run_jobs(&core);
+	child = core_client(&core, 1);
+	assert_int_equal(call_open(child, "t", 0, 0), 0);
+	assert_ptr_equal(core.broker.regions, r);
+	core_kill(&core, c);
+	core_run_jobs(&core);
+	assert_int_equal(r->users, 1);
+	assert_int_equal(core.broker.deaths_total, 1);
+}
+
 static void a_resent_request_has_one_answer(void **state)
 {
 	struct client *c = core_client(&core, 1);
@@ -496,6 +518,7 @@ int main(void)
 		TEST(hostile_packets_end_the_connection),
 		TEST(draining_admits_children_only),
 		TEST(children_inherit),
+		TEST(the_dead_hold_regions_until_their_connection_goes),
 		TEST(a_resent_request_has_one_answer),
 	};
 
