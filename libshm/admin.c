@@ -86,54 +86,52 @@ int pando_region_lookup(struct pando *p, const char *name, struct pando_region_i
 	return 0;
 }
 
-int pando_region_list(struct pando *p, uint64_t *cursor, struct pando_region_info *info,
-		      unsigned int max)
+/*
+ * Fills `entries` (of entry_size bytes, their id first) from batches of the broker, each asked for behind the
+ * last entry that came. Returns how many.
+ */
+static int walk(struct pando *p, enum pando__msg_type ask_type, enum pando__msg_type reply_type,
+		uint64_t *cursor, void *entries, size_t entry_size, unsigned int max)
 {
 	struct pando__msg request, reply;
 	unsigned int have = 0;
 
 	while (have < max) {
+		const bool regions = reply_type == PANDO__MSG_REGIONS;
+		const void *batch = regions ? (void *)reply.regions.info : reply.clients.info;
+		char *at = (char *)entries + have * entry_size;
 		unsigned int n;
 		int rc;
 
-		pando__msg_init(&request, PANDO__MSG_LIST, 0);
+		pando__msg_init(&request, ask_type, 0);
 		request.walk.cursor = *cursor;
-		rc = ask(p, &request, PANDO__MSG_REGIONS, &reply);
+		rc = ask(p, &request, reply_type, &reply);
 		if (rc < 0)
 			return rc;
-		n = reply.regions.count < max - have ? reply.regions.count : max - have;
+		n = regions ? reply.regions.count : reply.clients.count;
+		n = n < max - have ? n : max - have;
 		if (n == 0)
 			break;
-		memcpy(info + have, reply.regions.info, n * sizeof(*info));
+		memcpy(at, batch, n * entry_size);
 		have += n;
-		*cursor = info[have - 1].id;
+		memcpy(cursor, at + (n - 1) * entry_size, sizeof(*cursor));
 	}
 	return (int)have;
+}
+
+int pando_region_list(struct pando *p, uint64_t *cursor, struct pando_region_info *info,
+		      unsigned int max)
+{
+	static_assert(offsetof(struct pando_region_info, id) == 0, "walk() finds the id there");
+	return walk(p, PANDO__MSG_LIST, PANDO__MSG_REGIONS, cursor, info, sizeof(*info), max);
 }
 
 int pando_clients(struct pando *p, uint64_t *cursor, struct pando_client_info *info,
 		  unsigned int max)
 {
-	struct pando__msg request, reply;
-	unsigned int have = 0;
-
-	while (have < max) {
-		unsigned int n;
-		int rc;
-
-		pando__msg_init(&request, PANDO__MSG_CLIENTS, 0);
-		request.walk.cursor = *cursor;
-		rc = ask(p, &request, PANDO__MSG_CLIENT_LIST, &reply);
-		if (rc < 0)
-			return rc;
-		n = reply.clients.count < max - have ? reply.clients.count : max - have;
-		if (n == 0)
-			break;
-		memcpy(info + have, reply.clients.info, n * sizeof(*info));
-		have += n;
-		*cursor = info[have - 1].id;
-	}
-	return (int)have;
+	static_assert(offsetof(struct pando_client_info, id) == 0, "walk() finds the id there");
+	return walk(p, PANDO__MSG_CLIENTS, PANDO__MSG_CLIENT_LIST, cursor, info, sizeof(*info),
+		    max);
 }
 
 int pando_broker_info(struct pando *p, struct pando_broker_info *info)

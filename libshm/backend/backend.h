@@ -21,16 +21,16 @@
 
 /* What a probe found. */
 struct pando__backend_probe {
-	bool usable;		/* a region could be made now */
-	uint64_t available;	/* bytes that could be committed now, about */
-	char why[160];		/* if not usable (or only partly good): one sentence */
-	char mend[200];		/* the command that mends it, or "" */
+	bool usable; /* a region could be made now */
+	uint64_t available; /* bytes that could be committed now, about */
+	char why[160]; /* if not usable (or only partly good): one sentence */
+	char mend[200]; /* the command that mends it, or "" */
 };
 
 struct pando__backend {
-	unsigned int id;	/* enum pando_backend */
+	unsigned int id; /* enum pando_backend */
 	const char *name;
-	uint32_t page_size;	/* bytes: unit of committing */
+	uint32_t page_size; /* bytes: unit of committing */
 
 	/* Says whether it works here and now, without leaving anything behind. */
 	void (*probe)(struct pando__backend_probe *probe);

@@ -25,8 +25,10 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "backend/backend.h"
 #include "common/fail.h"
 #include "common/inject.h"
+#include "common/size.h"
 
 #ifndef MFD_NOEXEC_SEAL
 #define MFD_NOEXEC_SEAL 0x0008U /* Linux 6.3 */
@@ -145,6 +147,38 @@ int pando__file_allocate(int fd, uint64_t offset, uint64_t length)
 		length -= n;
 	}
 	return 0;
+}
+
+int pando__file_check_commit(uint64_t offset, uint64_t length, uint32_t page_size)
+{
+	char need[PANDO__SIZE_TEXT], have[PANDO__SIZE_TEXT];
+	uint64_t available;
+
+	if (!pando__file_range_ok(offset, length, page_size))
+		return pando__fail(EINVAL,
+				   "the range at offset %" PRIu64 " of %" PRIu64
+				   " bytes is not made of pages",
+				   offset, length);
+	available = PANDO_INJECT_FAIL("backend.commit.memory") ? 0 : pando__memory_available();
+	if (length <= available)
+		return 0;
+	return pando__fail(
+		ENOMEM,
+		"%s (%" PRIu64 " bytes) of memory are needed, %s (%" PRIu64
+		" bytes) can be had without endangering others; free some or ask for less",
+		pando__size_format(length, need), length, pando__size_format(available, have),
+		available);
+}
+
+int pando__file_fail_commit(int rc, uint64_t offset, uint64_t length)
+{
+	char need[PANDO__SIZE_TEXT];
+
+	if (rc == 0)
+		return 0;
+	return pando__fail(
+		-rc, "cannot allocate %s (%" PRIu64 " bytes) of memory at offset %" PRIu64 ": %s",
+		pando__size_format(length, need), length, offset, strerror(-rc));
 }
 
 bool pando__file_range_ok(uint64_t offset, uint64_t length, uint32_t page_size)

@@ -27,6 +27,15 @@ int pando__file_decommit(int fd, uint64_t offset, uint64_t length);
  */
 int pando__file_allocate(int fd, uint64_t offset, uint64_t length);
 
+/*
+ * Before shmem pages are allocated: the range is made of pages, and the machine and the cgroups can spare
+ * them. Returns 0, -EINVAL or -ENOMEM with a sentence.
+ */
+int pando__file_check_commit(uint64_t offset, uint64_t length, uint32_t page_size);
+
+/* Turns what pando__file_allocate() returned for a range into the same with a sentence. */
+int pando__file_fail_commit(int rc, uint64_t offset, uint64_t length);
+
 /* True if [offset, offset + length) are multiples of page_size and do not wrap around. */
 bool pando__file_range_ok(uint64_t offset, uint64_t length, uint32_t page_size);
 

@@ -100,33 +100,15 @@ static void commit_huge(int fd, uint64_t offset, uint64_t length)
 
 static int memfd_commit(int fd, uint64_t offset, uint64_t length)
 {
-	char need[PANDO__SIZE_TEXT], have[PANDO__SIZE_TEXT], word[16];
-	uint64_t available;
-	int rc;
+	char word[16];
+	int rc = pando__file_check_commit(offset, length, PAGE);
 
-	if (!pando__file_range_ok(offset, length, PAGE))
-		return pando__fail(EINVAL,
-				   "the range at offset %" PRIu64 " of %" PRIu64
-				   " bytes is not made of pages",
-				   offset, length);
-	available = PANDO_INJECT_FAIL("backend.commit.memory") ? 0 : pando__memory_available();
-	if (length > available)
-		return pando__fail(
-			ENOMEM,
-			"%s (%" PRIu64 " bytes) of memory are needed, %s (%" PRIu64
-			" bytes) can be had without endangering others; free some or ask for less",
-			pando__size_format(length, need), length,
-			pando__size_format(available, have), available);
+	if (rc < 0)
+		return rc;
 	shmem_policy(word, sizeof(word));
 	if (strcmp(word, "advise") == 0)
 		commit_huge(fd, offset, length);
-	rc = pando__file_allocate(fd, offset, length);
-	if (rc < 0)
-		return pando__fail(-rc,
-				   "cannot allocate %s (%" PRIu64
-				   " bytes) of memory at offset %" PRIu64 ": %s",
-				   pando__size_format(length, need), length, offset, strerror(-rc));
-	return 0;
+	return pando__file_fail_commit(pando__file_allocate(fd, offset, length), offset, length);
 }
 
 static int memfd_map(int fd, uint64_t base, uint64_t max_size, bool readonly)

@@ -142,30 +142,19 @@ static int mshare_create(const char *name, uint64_t base, uint64_t max_size, int
 
 static int mshare_commit(int fd, uint64_t offset, uint64_t length)
 {
-	char need[PANDO__SIZE_TEXT], have[PANDO__SIZE_TEXT];
-	uint64_t available;
-	int rc;
+	char need[PANDO__SIZE_TEXT];
+	int rc = pando__file_check_commit(offset, length, PAGE);
 
-	if (!pando__file_range_ok(offset, length, PAGE))
-		return pando__fail(EINVAL,
-				   "the range at offset %" PRIu64 " of %" PRIu64
-				   " bytes is not made of pages",
-				   offset, length);
-	available = PANDO_INJECT_FAIL("backend.commit.memory") ? 0 : pando__memory_available();
-	rc = length > available ? -ENOMEM : pando__file_allocate(fd, offset, length);
+	if (rc < 0)
+		return rc;
+	rc = pando__file_allocate(fd, offset, length);
 	if (rc == -ENOMEM)
 		return pando__fail(ENOMEM,
-				   "%s (%" PRIu64 " bytes) of memory are needed, %s (%" PRIu64
-				   " bytes) can be had, within the size= limit of " MOUNT
-				   "; free some or ask for less",
-				   pando__size_format(length, need), length,
-				   pando__size_format(available, have), available);
-	if (rc < 0)
-		return pando__fail(-rc,
-				   "cannot allocate %" PRIu64 " bytes of memory at offset %" PRIu64
-				   ": %s",
-				   length, offset, strerror(-rc));
-	return 0;
+				   "%s (%" PRIu64
+				   " bytes) of memory are over the size= limit of " MOUNT
+				   "; remount it with a larger one or ask for less",
+				   pando__size_format(length, need), length);
+	return pando__file_fail_commit(rc, offset, length);
 }
 
 const struct pando__backend pando__backend_mshare = {
