@@ -226,6 +226,7 @@ static void check_nothing_left(unsigned int clients, int broker_fds, int supervi
 	CHECK_EQ(base.clients, clients);
 	CHECK_EQ(info.committed_bytes, base.size);
 	daemon_settle(&d, clients, broker_fds);
+	limit = daemon_now() + 5;
 	while (daemon_fds(d.pid) > supervisor_fds && daemon_now() < limit)
 		daemon_nap(0.002);
 	CHECK(daemon_fds(d.pid) <= supervisor_fds);
@@ -399,17 +400,20 @@ static void every_injection_point(void)
 
 		if (only && strcmp(only, points[i]) != 0)
 			continue;
+		/* Supervisor and broker dead within a millisecond: nobody is left who knows the regions. */
+		if (strncmp(points[i], "broker.respawn.", 15) == 0)
+			continue;
 		while (passage <= MAX_PASSAGES && die_at(points[i], passage)) {
 			passage++;
 			cases++;
 		}
 		if (passage == 1) {
 			never++;
-			printf("  never passed: %s\n", points[i]);
+			fprintf(stderr, "never passed: %s\n", points[i]);
 		}
 	}
-	printf("  %u deaths at %zu points, %u of which were never passed\n", cases,
-	       sizeof(points) / sizeof(points[0]), never);
+	printf("  %u deaths at %zu points\n", cases, sizeof(points) / sizeof(points[0]));
+	CHECK_EQ(never, 0); /* a new point needs an operation in one_of_each() that passes it */
 #endif
 }
 
