@@ -237,7 +237,15 @@ void harness_baseline(struct harness *h)
 	h->checker = harness_connect(h);
 	CHECK_OK(pando_broker_info(h->checker, &info));
 	h->broker = info.broker_pid;
-	h->daemon_fds = harness_fds(h->daemon);
+	/* The supervisor hears of the checker a moment later. */
+	for (int same = 0; same < 4; same++) {
+		unsigned int fds = harness_fds(h->daemon);
+
+		if (fds != h->daemon_fds)
+			same = 0;
+		h->daemon_fds = fds;
+		harness_sleep_ms(5);
+	}
 	h->broker_fds = harness_fds(h->broker);
 	h->broker_maps = harness_maps(h->broker, "memfd:pando:");
 }
