@@ -290,6 +290,7 @@ static int begin(struct server *s)
 
 	raise_limits();
 	signal(SIGPIPE, SIG_IGN);
+	signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes (ulimit -f) then is an error of memfds, not death */
 	s->listen_fd = -1;
 	s->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	if (uv_loop_init(&s->loop) < 0)

@@ -82,7 +82,8 @@ static void check_vm_mmap(struct doctor *d)
 		found(d, "process_vm_mmap", false, DOCTOR_OK, NULL,
 		      "memory can be grafted into another process");
 	else
-		found(d, "process_vm_mmap", false, DOCTOR_MISSING, NULL,
+		found(d, "process_vm_mmap", false, DOCTOR_MISSING,
+		      "boot a kernel with the patches in kernel/",
 		      "not in this kernel (it comes with the patches in kernel/): only sealed "
 		      "memfds can be "
 		      "grafted");

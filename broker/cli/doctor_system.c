@@ -80,7 +80,8 @@ static void check_cgroup(struct doctor *d)
 		      "no limit below the machine's; %s can be had",
 		      pando__size_format(available, all));
 	else
-		found(d, "cgroup memory", false, DOCTOR_LIMITED, NULL,
+		found(d, "cgroup memory", false, DOCTOR_LIMITED,
+		      "systemctl set-property pandod.service MemoryMax=infinity",
 		      "a cgroup of this process leaves it %s; raise its memory.max (MemoryMax= of "
 		      "the unit)",
 		      pando__size_format(memory, text));

@@ -289,6 +289,6 @@ const struct cli_verb cli_clients = {
 		"those of your\n"
 		"own user; root and the broker's user see all. PARENT is the ID of the client that "
 		"a process was\n"
-		"forked from.\n",
+		"forked from. The command itself is left out.\n",
 	.run = run_clients,
 };

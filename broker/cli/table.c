@@ -15,6 +15,7 @@
 #include <pwd.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 #include <wchar.h>
 
 #include "cli.h"
@@ -63,6 +64,13 @@ static struct libscols_table *new_scols(const char *name)
 	return s;
 }
 
+/* Cells are broken where wrap() put newlines. */
+static void set_wrapping(struct libscols_column *column)
+{
+	scols_column_set_wrapfunc(column, scols_wrapnl_chunksize, scols_wrapnl_nextchunk, NULL);
+	scols_column_set_safechars(column, "\n");
+}
+
 struct cli_table *cli_table_new(const char *name, const struct cli_column *columns, unsigned int n)
 {
 	struct cli_table *t = must(calloc(1, sizeof(*t)));
@@ -83,7 +91,7 @@ struct cli_table *cli_table_new(const char *name, const struct cli_column *colum
 						     column_flags(c)));
 		scols_column_set_json_type(column, json_type(c));
 		if (c->flags & CLI_WRAP)
-			scols_column_set_wrapfunc(column, NULL, scols_wrapnl_nextchunk, NULL);
+			set_wrapping(column);
 		if (cli_colours(stdout))
 			scols_cell_set_color(scols_column_get_header(column), "bold");
 		t->index[i] = used++;
@@ -94,6 +102,24 @@ struct cli_table *cli_table_new(const char *name, const struct cli_column *colum
 void cli_line(struct cli_table *t)
 {
 	t->line = must(scols_table_new_line(t->scols, NULL));
+}
+
+/* Breaks a text into lines between words, for the rest of a terminal's width that other columns leave. */
+static void wrap(const struct cli_table *t, char *text)
+{
+	size_t width = scols_table_get_termwidth(t->scols), at = 0;
+	char *space = NULL;
+
+	width = width > 60 ? width - 30 : 30;
+	for (char *c = text; *c; c++, at++) {
+		if (at >= width && space) {
+			*space = '\n';
+			at = (size_t)(c - space) - 1;
+			space = NULL;
+		}
+		if (*c == ' ')
+			space = c;
+	}
 }
 
 static void put(struct cli_table *t, unsigned int column, const char *text)
@@ -116,6 +142,8 @@ void cli_text(struct cli_table *t, unsigned int column, const char *text)
 	for (char *c = clean; *c; c++)
 		if ((unsigned char)*c < ' ' || *c == 127 || (!multibyte && (unsigned char)*c > 127))
 			*c = '?';
+	if ((t->columns[column].flags & CLI_WRAP) && !cli.json && isatty(STDOUT_FILENO))
+		wrap(t, clean);
 	put(t, column, clean);
 }
 

@@ -6,7 +6,7 @@ set -u -o pipefail
 
 pando=${PANDO:?} pandod=${PANDO_BROKER_PROGRAM:?}
 dir=$(mktemp -d /tmp/pando-cli.XXXXXX)
-broker_pid='' fake_pid='' pages_before='' checks=0 failures=0
+limits=(env) broker_pid='' fake_pid='' pages_before='' checks=0 failures=0
 unset PANDO_BROKER XDG_RUNTIME_DIR NO_COLOR
 export LC_ALL=C.UTF-8
 
@@ -28,7 +28,7 @@ stop_broker() {
 
 start_broker() { # OPTION...
 	stop_broker
-	"$pandod" --socket "$dir/broker.sock" --log-level warn --log-file "$dir/log" "$@" &
+	"${limits[@]}" "$pandod" --socket "$dir/broker.sock" --log-level warn --log-file "$dir/log" "$@" &
 	broker_pid=$!
 	for ((i = 0; i < 200; i++)); do
 		"$pando" ls -q -B "$dir/broker.sock" >"$dir/out" 2>&1 && return 0
@@ -54,7 +54,7 @@ expect() {
 	"$@" >"$dir/out" 2>"$dir/err" </dev/null
 	got=$?
 	[ "$got" -eq "$code" ] || { failed "exit $got, not $code: ${*#"$pando"}"; return; }
-	[ -z "$pattern" ] || cat "$dir/out" "$dir/err" | grep -qE -- "$pattern" || { failed "no \"$pattern\": ${*#"$pando"}"; return; }
+	[ -z "$pattern" ] || grep -qE -- "$pattern" "$dir/out" "$dir/err" || { failed "no \"$pattern\": ${*#"$pando"}"; return; }
 	case $code in
 	0) [ -s "$dir/err" ] && failed "said something on stderr: ${*#"$pando"}" ;;
 	2) grep -qE '^pando: [^ ]' "$dir/err" || failed "no sentence: ${*#"$pando"}" ;;
@@ -341,6 +341,19 @@ interrupted() {
 	expect 0 '^pando_committed_bytes 0$' "$pando" metrics
 }
 
+# A limit on the size of files is an error, not the broker's death; and output that cannot be written is one.
+small_files() {
+	limits=(prlimit --fsize=1000000)
+	start_broker
+	limits=(env)
+	export PANDO_BROKER=$dir/broker.sock
+	expect 1 'ulimit -f' timeout 20 "$pando" create x --size 4M
+	expect 0 '^pando_broker_restarts_total 0$' "$pando" metrics
+	# shellcheck disable=SC2016 # expanded by the inner shell
+	expect 1 'cannot write' bash -c '"$1" doctor --json >/dev/full' _ "$pando"
+	stop_broker
+}
+
 # What bash would offer.
 complete() { # EXPECTED WORD...
 	local expected=$1 got
@@ -378,7 +391,7 @@ huge_pages
 doctor
 interrupted
 completion
-stop_broker
+small_files
 expect 3 'no broker is running' "$pando" ls
 echo "$checks checks, $failures failures"
 [ "$failures" -eq 0 ]
