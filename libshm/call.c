@@ -172,6 +172,8 @@ int pando__hail(struct pando *p, int connect_ms)
 		p->hello_seq = ++p->seq;
 		PANDO_INJECT("client.hail.connected");
 		rc = send_hello(p);
+		if (rc == -EPIPE || rc == -ECONNRESET)
+			rc = 0; /* a broker that died after accepting us: the receiving side finds out */
 	}
 	pthread_mutex_lock(&p->lock);
 	if (rc < 0)
