@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -281,9 +282,10 @@ static void random_deaths(void)
 
 /*
  * A client that attaches and is killed: the broker has somebody to clean up after. It is made before this process has
- * "work" mapped, and goes on when told by the pipe.
+ * "work" mapped, and goes on when told by the pipe. held: a process that the library knows nothing of has its
+ * connection for a little longer, so that death and hang-up are two events.
  */
-static pid_t start_doomed(int pipe_fds[2])
+static pid_t start_doomed(int pipe_fds[2], bool held)
 {
 	pid_t pid;
 
@@ -297,6 +299,10 @@ static pid_t start_doomed(int pipe_fds[2])
 		CHECK(read(pipe_fds[0], &c, 1) == 1);
 		OK(pando_connect(&p, d.address));
 		(void)open_region(p, "work", 0, 0);
+		if (held && syscall(SYS_fork) == 0) {
+			daemon_nap(0.03);
+			_exit(0);
+		}
 		raise(SIGKILL);
 	}
 	return pid;
@@ -320,8 +326,8 @@ static void one_of_each(void)
 	struct pando_region *r, *t;
 	struct pando *p;
 	uint64_t cursor = 0;
-	int pipe_fds[2];
-	pid_t doomed = start_doomed(pipe_fds);
+	int pipe_fds[2], held_pipe_fds[2];
+	pid_t doomed = start_doomed(pipe_fds, false), held = start_doomed(held_pipe_fds, true);
 	char *base;
 
 	OK(pando_connect(&p, d.address));
@@ -334,6 +340,7 @@ static void one_of_each(void)
 	CHECK_EQ(pando_region_size(r), MIB);
 	OK(pando_region_grant(p, "work", PANDO_GRANT_UID, 4243, PANDO_RIGHT_READ));
 	let_it_die(doomed, pipe_fds);
+	let_it_die(held, held_pipe_fds);
 	t = open_region(p, "passing", PANDO_CREATE | PANDO_TRANSIENT, MIB);
 	OK(pando_region_close(t));
 	OK(pando_clients(p, &cursor, clients, 8));
