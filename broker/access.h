@@ -2,10 +2,10 @@
 /*
  * Who may do what with a region: mode bits like a file's, and an access list that adds to them.
  *
- * The owner has the owner's bits, a member of the group the group's, everybody else the others'; as with files
- * the first class that fits decides, so an owner can shut himself out. Entries of the access list for
- * the user and for each of his groups are added to that. Root may do everything. Attaching read-only needs
- * PANDO_RIGHT_READ, attaching for writing both rights.
+ * The owner has the owner's bits, a member of the group the group's, everybody else the others'; as
+ * with files the first class that fits decides, so an owner can shut himself out. Entries of the
+ * access list for the user and for each of his groups are added to that. Root may do everything.
+ * Attaching read-only needs PANDO_RIGHT_READ, attaching for writing both rights.
  *
  * Pure functions of their arguments: any thread.
  */

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* The broker as a whole: beginning and end, ids, records, draining, and the executable invariants. */
+/*
+ * The broker as a whole: beginning and end, ids, records, draining, and the executable invariants.
+ */
 #include "broker.h"
 
 #include <errno.h>

@@ -2,28 +2,31 @@
 /*
  * The broker's core: clients, regions, and what they ask of each other. Private to broker/.
  *
- * The core has no sockets and no event loop. Packets go in through handler_packet(), the end of a client through
- * client_gone(), finished work through job->done; answers and long work go out through struct broker_ops.
- * server.c connects it to libuv; the fuzzer and the unit tests connect it to a few functions of their own.
+ * The core has no sockets and no event loop. Packets go in through handler_packet(), the end of a
+ * client through client_gone(), finished work through job->done; answers and long work go out
+ * through struct broker_ops. server.c connects it to libuv; the fuzzer and the unit tests connect
+ * it to a few functions of their own.
  *
  * Everything here runs on one thread, except job_work(), which runs on a worker and touches its job
  * and, while a region is CREATING, that region's files. Objects:
  *
  *	broker --- clients (by ascending id) --- attachments --- regions (by ascending id)
- *	                       \--- at most one request under way: a job, or parked until something happens
+ *	                       \--- one request under way at most: a job, or parked
  *
- *	region:	CREATING --job done--> LIVE --last user gone, and destroyed or transient--> DYING --job done--> freed
- *	           \--job failed, requester gone--> freed
+ *	region:	CREATING --job done--> LIVE --last user gone--> DYING --job done--> freed
+ *		   |			    (destroyed or transient ones)
+ *		   \--job failed, or requester gone--> freed
  *
  * Invariants (broker_check() verifies them):
- *	region->users == attachments that lead to it and are not released == LIVE entries of its client table
+ *	region->users == attachments that lead to it and have a slot == LIVE entries of its table
  *	region->holds == attachments that lead to it and are released
  *	client->busy <=> client->job or client->parked
- *	quota account of a uid == sum over its regions (target or committed, whichever is more) and greeted clients
+ *	memory booked for a uid == sum over its regions of the more of `committed` and `target`
  *	a region that is LIVE or DYING has a record; one that is CREATING has none
  *
- * Errors: a handler returns 0 when it has answered or will, or a negative errno with a sentence, which becomes the ERROR
- * that the client gets. The broker itself ends on one thing only: it cannot take up its records.
+ * Errors: a handler returns 0 when it has answered or will, or a negative errno with a sentence,
+ * which becomes the ERROR that the client gets. The broker itself ends on one thing only: it cannot
+ * take up its records.
  */
 #ifndef PANDO_BROKER_BROKER_H
 #define PANDO_BROKER_BROKER_H
@@ -106,6 +109,9 @@ struct job {
 	struct client *client; /* who gets the answer; NULL: nobody (any more) */
 	enum job_kind kind;
 	uint64_t from, to;
+	uint64_t at, end; /* what is still to be done */
+	bool giving; /* memory is given back: because that is the job, or because it failed */
+	bool begun;
 	uint32_t flags; /* CREATE: of the request */
 	int cancelled; /* set by the loop, read by the worker */
 	int result; /* 0 or a negative errno */
@@ -135,17 +141,24 @@ struct region {
 
 /* What the core needs from outside. None of these calls back into the core before it returns. */
 struct broker_ops {
-	/* Sends a message or queues it. The descriptors stay the core's. Cannot fail as far as the core knows. */
+	/*
+	 * Sends a message or queues it. The descriptors stay the core's. Cannot fail as far as the
+	 * core knows.
+	 */
 	void (*send)(struct client *c, struct pando__msg *msg, const int *fds, unsigned int nfds);
 	/* c->busy has become false: its next request may be brought. */
 	void (*idle)(struct client *c);
 	/* The client is to be let go: client_gone() shall be called soon, after what was sent. */
 	void (*hangup)(struct client *c);
-	/* Calls job_work(job) on another thread and later job_done(job) on this one. */
+	/*
+	 * Calls job_work(job) on another thread and later job_done(job) on this one: first come,
+	 * first served.
+	 */
 	void (*submit)(struct broker *b, struct job *job);
 	/*
-	 * Brings the requests of children that c has forked, who may be on their way, because a region is about to end with
-	 * c's attachment. This one does call back into the core, for other clients. NULL: there are none.
+	 * Brings the requests of children that c has forked, who may be on their way, because a
+	 * region is about to end with c's attachment. This one does call back into the core, for
+	 * other clients. NULL: there are none.
 	 */
 	void (*heirs)(struct client *c);
 };
@@ -177,7 +190,10 @@ struct broker {
 /* broker.c: the whole. */
 int broker_init(struct broker *b, const struct broker_config *config, const struct broker_ops *ops,
 		struct store *store);
-/* Frees everything; clients must be gone and jobs done. Regions are dropped without being given back. */
+/*
+ * Frees everything; clients must be gone and jobs done. Regions are dropped without being given
+ * back.
+ */
 void broker_deinit(struct broker *b);
 uint64_t broker_new_id(struct broker *b);
 uint64_t broker_now(void); /* CLOCK_BOOTTIME, nanoseconds */
@@ -185,7 +201,10 @@ uint64_t broker_now(void); /* CLOCK_BOOTTIME, nanoseconds */
 void broker_put(struct broker *b, enum store_kind kind, uint64_t id, const void *blob, size_t size,
 		const int *fds, unsigned int nfds);
 void broker_forget(struct broker *b, enum store_kind kind, uint64_t id);
-/* Puts every record again, for a new supervisor. connection: a client's descriptors (returns how many). */
+/*
+ * Puts every record again, for a new supervisor. connection: a client's descriptors (returns how
+ * many).
+ */
 void broker_put_all(struct broker *b, unsigned int (*descriptors)(struct client *c, int *fds));
 /* Takes no new clients and regions from now on; tells the clients. */
 void broker_drain(struct broker *b);
@@ -193,20 +212,28 @@ void broker_drain(struct broker *b);
 void broker_check(struct broker *b);
 
 /* client.c: coming and going. */
-/* A peer has connected. id 0: a new one. Takes over who.groups. NULL: out of memory (groups are the caller's still). */
+/*
+ * A peer has connected. id 0: a new one. Takes over who.groups. NULL: out of memory (groups are the
+ * caller's still).
+ */
 struct client *client_new(struct broker *b, uint64_t id, const struct identity *who, pid_t pid);
 /*
- * The client's process has ended, but its connection has not hung up: somebody else has it, who was forked and has
- * not said so yet. Slots are given back now, regions stay until client_gone().
+ * The client's process has ended, but its connection has not hung up: somebody else has it, who was
+ * forked and has not said so yet. Slots are given back now, regions stay until client_gone().
  */
 void client_died(struct client *c, uint64_t noticed_ns);
-/* The client is gone: everything it held is given back and *c freed. noticed_ns: when it was known. */
+/*
+ * The client is gone: everything it held is given back and *c freed. noticed_ns: when it was known.
+ */
 void client_gone(struct client *c, uint64_t noticed_ns);
 struct client *client_find(struct broker *b, uint64_t id);
 void client_put(struct client *c, const int *fds, unsigned int nfds);
 /* Reads start time and parent of a process from /proc. Returns 0 or a negative errno. */
 int client_read_process(pid_t pid, uint64_t *start_time, pid_t *parent);
-/* To be called before attachments of c end: lets its forked children in first, if regions would end with it. */
+/*
+ * To be called before attachments of c end: lets its forked children in first, if regions would end
+ * with it.
+ */
 void client_heirs(struct client *c);
 int client_hello(struct client *c, const struct pando__msg *msg);
 void client_notice(struct client *c, enum pando__notice notice);
@@ -220,7 +247,10 @@ void handler_packet(struct client *c, const void *packet, size_t length, unsigne
 void handler_malformed(struct client *c, const char *why);
 /* Does a request that was parked. */
 void handler_again(struct client *c, struct pando__msg *msg);
-/* Ends the request under way with an answer, or with the ERROR for err (a negative errno and its sentence). */
+/*
+ * Ends the request under way with an answer, or with the ERROR for err (a negative errno and its
+ * sentence).
+ */
 void handler_answer(struct client *c, struct pando__msg *msg, const int *fds, unsigned int nfds);
 void handler_fail(struct client *c, int err, const char *text);
 void handler_done(struct client *c, uint64_t value);
@@ -247,9 +277,15 @@ struct region *region_new(struct broker *b, const struct region_record *record);
 void region_free(struct region *r);
 struct region *region_find(struct broker *b, const char *name);
 struct region *region_by_id(struct broker *b, uint64_t id);
-/* Makes ledger, slots and an empty heap. May run on a worker. Returns 0 or a negative errno with a sentence. */
+/*
+ * Makes ledger, slots and an empty heap. May run on a worker. Returns 0 or a negative errno with a
+ * sentence.
+ */
 int region_make_files(struct region *r);
-/* Opens the read-only twins and maps the ledger; the four descriptors of the record are set. As above. */
+/*
+ * Opens the read-only twins and maps the ledger; the four descriptors of the record are set. As
+ * above.
+ */
 int region_open_files(struct region *r);
 void region_put(struct region *r, bool with_files);
 /* Marks it destroyed: no name any more. by: whose request it is, or NULL. */
@@ -287,10 +323,10 @@ struct takeup_client {
 };
 
 /*
- * Loads all records: regions are taken up at once; each client is handed to adopt(), which makes it with client_new()
- * (0) or says that it is gone (negative errno); the descriptors are adopt's in any case. *listener gets the
- * listening socket, or -1. Then the client tables are gone through: who is not there any more is
- * reaped. Returns 0 or a negative errno with a sentence.
+ * Loads all records: regions are taken up at once; each client is handed to adopt(), which makes it
+ * with client_new() (0) or says that it is gone (negative errno); the descriptors are adopt's in
+ * any case. *listener gets the listening socket, or -1. Then the client tables are gone through:
+ * who is not there any more is reaped. Returns 0 or a negative errno with a sentence.
  */
 int takeup_run(struct broker *b, int (*adopt)(struct broker *b, struct takeup_client *t),
 	       int *listener);

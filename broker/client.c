@@ -2,10 +2,11 @@
 /*
  * Clients: coming, saying hello, going.
  *
- * Who a client is, its socket says (SO_PEERCRED): nothing that it claims itself counts, except for display. One
- * claim is checked and then used: a forked child names its parent; if /proc agrees at that moment that the
- * parent's process is its parent, the child may have what its parent is attached to, since it has the mappings
- * anyway (its own uid may have no right to the region: a server that gave up root).
+ * Who a client is, its socket says (SO_PEERCRED): nothing that it claims itself counts, except for
+ * display. One claim is checked and then used: a forked child names its parent; if /proc agrees at
+ * that moment that the parent's process is its parent, the child may have what its parent is
+ * attached to, since it has the mappings anyway (its own uid may have no right to the region: a
+ * server that gave up root).
  *
  * client_gone() is the only way out, whatever the reason: it is made so that it cannot fail.
  */

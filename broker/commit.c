@@ -2,12 +2,15 @@
 /*
  * Work that takes long: memory is taken and given back on worker threads.
  *
- * A region has at most one job, which lies in it. job_work() runs on a worker and goes through its range in pieces of
- * BROKER_PIECE; between two it asks whether the requester has died, and whether there is still enough
- * memory for the next. job_done() runs on the loop's thread and draws the conclusions. What a job that
- * failed had taken it has given back itself; so at its end a region is as before, or as wanted.
+ * A region has at most one job, which lies in it. job_work() runs on a worker and does one piece of
+ * BROKER_PIECE; job_done(), on the loop's thread, puts the job at the end of the line again until
+ * its range is done, and then draws the conclusions. So a small request waits for a few pieces of a
+ * large one, never for all of it; and before each piece the job looks whether the requester has
+ * died, and whether there is still enough memory. What a job that failed had taken it gives back
+ * itself: at its end a region is as before, or as wanted.
  *
- * Records: put before the job starts and after it ends; see records.h for what a successor makes of them.
+ * Records: put before the job starts and after it ends; see records.h for what a successor makes of
+ * them.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -37,6 +40,10 @@ void job_start(struct region *r, enum job_kind kind, struct client *c, uint64_t 
 	job->kind = kind;
 	job->from = from;
 	job->to = to;
+	job->at = from;
+	job->end = to;
+	job->giving = kind != JOB_CREATE && kind != JOB_GROW;
+	job->begun = false;
 	job->cancelled = 0;
 	job->result = 0;
 	job->text[0] = '\0';
@@ -72,61 +79,66 @@ static int enough_memory(const struct job *job)
 				   : "ask for less or free some");
 }
 
-static void give_back(const struct job *job, uint64_t from, uint64_t to)
+/* From now on memory is given back, [from, to). */
+static void turn_back(struct job *job, uint64_t from, uint64_t to)
 {
-	const struct region *r = job->region;
-
-	for (uint64_t at = from; at < to; at += least(BROKER_PIECE, to - at))
-		if (r->backend->decommit(r->heap_fd, at, least(BROKER_PIECE, to - at)) < 0)
-			log_error("region \"%s\": %s", r->record.name, pando_strerror_last());
+	job->giving = true;
+	job->at = from;
+	job->end = to;
 }
 
-/* Commits the range, or nothing of it. */
-static int take(struct job *job)
+static int begin_taking(struct job *job)
+{
+	int rc = 0;
+
+	job->begun = true;
+	if (job->kind == JOB_CREATE)
+		rc = region_make_files(job->region);
+	return rc < 0 ? rc : enough_memory(job);
+}
+
+/* One piece. When it fails, what was taken is given back. */
+static void take(struct job *job)
 {
 	struct region *r = job->region;
-	uint64_t at = job->from;
-	int rc = enough_memory(job);
+	uint64_t n = least(BROKER_PIECE, job->end - job->at);
+	int rc = job->begun ? 0 : begin_taking(job);
 
-	while (rc == 0 && at < job->to) {
-		uint64_t n = least(BROKER_PIECE, job->to - at);
-
-		if (pando__load_relaxed(&job->cancelled))
-			rc = pando__fail(ECANCELED, "the client is gone");
-		else
-			rc = r->backend->commit(r->heap_fd, at, n);
-		at += n; /* a piece that failed may be there in part */
+	if (rc == 0 && pando__load_relaxed(&job->cancelled))
+		rc = pando__fail(ECANCELED, "the client is gone");
+	if (rc == 0) {
+		rc = r->backend->commit(r->heap_fd, job->at, n);
+		job->at += n; /* a piece that failed may be there in part */
 		PANDO_INJECT("broker.commit.piece");
 	}
 	if (rc < 0) {
 		snprintf(job->text, sizeof(job->text), "%s", pando_strerror_last());
-		give_back(job, job->from, at);
+		job->result = rc;
+		turn_back(job, job->from, job->at);
 	}
-	return rc;
+}
+
+static void give(struct job *job)
+{
+	const struct region *r = job->region;
+	uint64_t n = least(BROKER_PIECE, job->end - job->at);
+
+	if (n == 0)
+		return;
+	if (r->backend->decommit(r->heap_fd, job->at, n) < 0)
+		log_error("region \"%s\": %s", r->record.name, pando_strerror_last());
+	job->at += n;
+	/* The server ends: the kernel gives it back faster. */
+	if (job->kind == JOB_FREE && pando__load_relaxed(&job->cancelled))
+		job->at = job->end;
 }
 
 void job_work(struct job *job)
 {
-	int rc = 0;
-
-	switch (job->kind) {
-	case JOB_CREATE:
-		rc = region_make_files(job->region);
-		if (rc < 0)
-			snprintf(job->text, sizeof(job->text), "%s", pando_strerror_last());
-		else
-			rc = take(job);
-		break;
-	case JOB_GROW:
-		rc = take(job);
-		break;
-	case JOB_SHRINK:
-	case JOB_ROLLBACK:
-	case JOB_FREE:
-		give_back(job, job->from, job->to);
-		break;
-	}
-	job->result = rc;
+	if (job->giving)
+		give(job);
+	else
+		take(job);
 }
 
 /* CREATING -> LIVE, or gone. */
@@ -149,10 +161,16 @@ static void created(struct region *r, struct client *c)
 	}
 	ledger_format(r);
 	PANDO_INJECT("broker.open.formatted");
-	/* Killed before this: the files go with the broker; the client's OPEN comes again and makes the region. */
+	/*
+	 * Killed before this: the files go with the broker; the client's OPEN comes again and makes
+	 * the region.
+	 */
 	region_put(r, true);
 	PANDO_INJECT("broker.open.put");
-	/* Killed from here on: the successor knows by creator and creator_seq that this OPEN made it. */
+	/*
+	 * Killed from here on: the successor knows by creator and creator_seq that this OPEN made
+	 * it.
+	 */
 	r->state = REGION_LIVE;
 	b->region_count++;
 	b->committed += r->record.committed;
@@ -183,10 +201,15 @@ static void resized(struct region *r, struct client *c)
 	}
 	r->record.target = r->record.committed;
 	PANDO_INJECT("broker.resize.worked");
-	/* Killed before this: the successor gives back what was taken; the client's RESIZE comes again. */
+	/*
+	 * Killed before this: the successor gives back what was taken; the client's RESIZE comes
+	 * again.
+	 */
 	region_put(r, false);
 	PANDO_INJECT("broker.resize.put");
-	/* Killed before this: the successor finds the size in the record and says it in the ledger. */
+	/*
+	 * Killed before this: the successor finds the size in the record and says it in the ledger.
+	 */
 	ledger_set_committed(r, r->record.committed);
 	if (c && job->result < 0)
 		handler_fail(c, job->result, job->text);
@@ -216,6 +239,10 @@ void job_done(struct job *job)
 	struct client *c = job->client;
 	const uint64_t id = r->record.id;
 
+	if (job->at < job->end) { /* others' jobs have their turn between two pieces */
+		b->ops->submit(b, job);
+		return;
+	}
 	r->working = false;
 	b->jobs--;
 	if (c)

@@ -2,13 +2,14 @@
 /*
  * Connections: accepting, identifying, reading, writing, letting go.
  *
- * A client that does not read its answers fills its own socket, then its outbox, and is dropped; one that
- * sends without end gets its share of each turn (READ_AT_ONCE) and no more. The supervisor holds duplicates of
- * connections, so closing one does not tell the peer: shutdown() does.
+ * A client that does not read its answers fills its own socket, then its outbox, and is dropped;
+ * one that sends without end gets its share of each turn (READ_AT_ONCE) and no more. The supervisor
+ * holds duplicates of connections, so closing one does not tell the peer: shutdown() does.
  *
- * A pidfd is opened for the pid that the socket names. The process may have ended, and its pid be another's
- * by then; the kernel's SO_PEERPIDFD has no such gap and is used where it exists. Elsewhere the start time is read before
- * and after: one process had the pid all the while, and the hang-up of the socket tells of the end of any other.
+ * A pidfd is opened for the pid that the socket names. The process may have ended, and its pid be
+ * another's by then; the kernel's SO_PEERPIDFD has no such gap and is used where it exists.
+ * Elsewhere the start time is read before and after: one process had the pid all the while, and the
+ * hang-up of the socket tells of the end of any other.
  */
 #include "server.h"
 
@@ -159,8 +160,7 @@ static void on_work_done(uv_work_t *work, int status)
 	struct job *job = work->data;
 	struct server *s = job->broker->outside;
 
-	if (status == UV_ECANCELED)
-		job->result = -ECANCELED;
+	(void)status; /* nothing cancels work through libuv */
 	job_done(job);
 	server_bury(s);
 }
@@ -225,9 +225,9 @@ static bool hung_up(int fd)
 }
 
 /*
- * The process has ended. Its descriptors were closed before that; if the connection is open all the same, a child that
- * it has forked has a copy, which it closes as soon as it has asked for what it inherited (or at exec). Slots are
- * given back now; the regions stay until the hang-up.
+ * The process has ended. Its descriptors were closed before that; if the connection is open all the
+ * same, a child that it has forked has a copy, which it closes as soon as it has asked for what it
+ * inherited (or at exec). Slots are given back now; the regions stay until the hang-up.
  */
 static void on_pidfd(uv_poll_t *handle, int status, int events)
 {
@@ -248,13 +248,17 @@ static void on_pidfd(uv_poll_t *handle, int status, int events)
 
 /*
  * Lets forked children in. A child sends HELLO and OPENs before it closes its copy
- * of the parent's connection, so when that hangs up all is there: in the listening socket's queue, or unread.
+ * of the parent's connection, so when that hangs up all is there: in the listening socket's queue,
+ * or unread.
  */
 static void ops_heirs(struct client *parent)
 {
 	struct server *s = ((struct conn *)parent->outside)->server;
 
-	/* What is read may be a CLOSE, and so lead here again: one level is enough, and as deep as it may go. */
+	/*
+	 * What is read may be a CLOSE, and so lead here again: one level is enough, and as deep as
+	 * it may go.
+	 */
 	if (s->hearing)
 		return;
 	s->hearing = true;
@@ -296,7 +300,10 @@ void conn_bury(struct conn *c)
 	client_gone(c->client, c->noticed_ns);
 	c->client = NULL;
 	shutdown(c->fd, SHUT_RDWR);
-	/* What lies unread would turn the peer's end of file into ECONNRESET, before it has read our last word. */
+	/*
+	 * What lies unread would turn the peer's end of file into ECONNRESET, before it has read
+	 * our last word.
+	 */
 	for (int i = 0; i < 256 && recv(c->fd, rest, sizeof(rest), MSG_DONTWAIT) > 0; i++)
 		;
 	while (c->outbox) {
@@ -345,7 +352,10 @@ static int identify(int fd, struct identity *who, pid_t *pid)
 	return 0;
 }
 
-/* A pidfd for the peer; start time and parent. -1: not visible from here, or it has ended: a child may go on. */
+/*
+ * A pidfd for the peer; start time and parent. -1: not visible from here, or it has ended: a child
+ * may go on.
+ */
 static int open_pidfd(int fd, pid_t pid, uint64_t *start, pid_t *parent)
 {
 	uint64_t before;
@@ -391,8 +401,8 @@ static int start_polls(struct conn *c)
 }
 
 /*
- * Makes connection and client of a socket and a pidfd; both are taken over, in any case. id: 0, or the
- * one that it had. Returns NULL if that is not possible.
+ * Makes connection and client of a socket and a pidfd; both are taken over, in any case. id: 0, or
+ * the one that it had. Returns NULL if that is not possible.
  */
 static struct conn *conn_new(struct server *s, int fd, int pidfd, uint64_t id,
 			     const struct identity *who, pid_t pid)
@@ -454,7 +464,10 @@ static void accepted(struct server *s, int fd)
 	PANDO_INJECT("broker.accept.put");
 }
 
-/* Descriptors have run out: whoever waits is let in and out again, or accept() would be due for ever. */
+/*
+ * Descriptors have run out: whoever waits is let in and out again, or accept() would be due for
+ * ever.
+ */
 static void turn_away(struct server *s)
 {
 	int fd;

@@ -2,13 +2,15 @@
 /*
  * Requests: from a packet to its answer.
  *
- * A packet that is malformed, or comes before HELLO, ends the connection, after an ERROR that says why. A request
- * that cannot be done is answered with an ERROR and the connection goes on. While one is under way
- * (client->busy), no other is brought; it is under way because a job works on it, or because it is parked
- * until somebody else's job is done and is then done from its beginning again.
+ * A packet that is malformed, or comes before HELLO, ends the connection, after an ERROR that says
+ * why. A request that cannot be done is answered with an ERROR and the connection goes on. While
+ * one is under way (client->busy), no other is brought; it is under way because a job works on it,
+ * or because it is parked until somebody else's job is done and is then done from its beginning
+ * again.
  *
- * After a restart each client sends the request again that it has no answer for, though the first copy may lie
- * unread in the socket. Sequence numbers grow, so a copy of what this broker process has answered is dropped.
+ * After a restart each client sends the request again that it has no answer for, though the first
+ * copy may lie unread in the socket. Sequence numbers grow, so a copy of what this broker process
+ * has answered is dropped.
  */
 #include <errno.h>
 #include <inttypes.h>

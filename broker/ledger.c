@@ -2,13 +2,14 @@
 /*
  * The ledger: the only shared memory that the broker relies on, because it alone can write it.
  *
- * Every change here is one store that makes something count, preceded by stores that mean nothing without it;
- * the injection points mark the instants in between, and the comment beside each says what a broker that is killed
- * there leaves behind. Partner of each release store: the acquire load of the same word in
- * libshm's readers, and in the successor's take-up.
+ * Every change here is one store that makes something count, preceded by stores that mean nothing
+ * without it; the injection points mark the instants in between, and the comment beside each says
+ * what a broker that is killed there leaves behind. Partner of each release store: the acquire load
+ * of the same word in libshm's readers, and in the successor's take-up.
  *
- * Memory: the ledger's pages are allocated 64 entries at a time, a slot's page when its entry is used for the first
- * time; both stay. So neither the broker nor a reader of slots ever meets a hole.
+ * Memory: the ledger's pages are allocated 64 entries at a time, a slot's page when its entry is
+ * used for the first time; both stay. So neither the broker nor a reader of slots ever meets a
+ * hole.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -104,7 +105,10 @@ static int extend(struct region *r, uint32_t slot)
 		return pando__fail(-rc, "no memory for one more client of region \"%s\": %s",
 				   r->record.name, strerror(-rc));
 	PANDO_INJECT("broker.attach.extended");
-	/* Killed before this: allocated pages beyond the table's end, which the next client finds allocated. */
+	/*
+	 * Killed before this: allocated pages beyond the table's end, which the next client finds
+	 * allocated.
+	 */
 	pando__store_release(&r->ledger->clients_high, slot + 1);
 	return 0;
 }
@@ -134,7 +138,10 @@ int ledger_take(struct region *r, const struct client *c, bool readonly, uint32_
 	e->gid = c->who.gid;
 	e->readonly = readonly;
 	PANDO_INJECT("broker.attach.fields");
-	/* Killed before this: the entry is FREE, its fields mean nothing. After: the successor finds it LIVE. */
+	/*
+	 * Killed before this: the entry is FREE, its fields mean nothing. After: the successor
+	 * finds it LIVE.
+	 */
 	pando__store_release(&e->word, PANDO__CLIENT_WORD(*generation, PANDO__CLIENT_LIVE));
 	PANDO_INJECT("broker.attach.live");
 	pando__store_relaxed(&r->ledger->clients_live, r->ledger->clients_live + 1);
@@ -198,7 +205,10 @@ void ledger_set_committed(struct region *r, uint64_t committed)
 		return;
 	pando__store_release(&r->ledger->committed, committed);
 	PANDO_INJECT("broker.resize.ledger");
-	/* Killed here: whoever looks sees the size; those who sleep are woken by the successor's take-up. */
+	/*
+	 * Killed here: whoever looks sees the size; those who sleep are woken by the successor's
+	 * take-up.
+	 */
 	ledger_announce(r);
 }
 

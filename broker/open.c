@@ -2,12 +2,13 @@
 /*
  * OPEN: finding or making a region, and attaching to it.
  *
- * Making one: everything that can be checked is checked and booked first (rights, quota, addresses), on the
- * loop's thread; then a job makes the files and takes the memory. Meanwhile the name is taken: others who
- * ask for it wait. Attaching is a few stores and one answer with three descriptors, whatever the size.
+ * Making one: everything that can be checked is checked and booked first (rights, quota,
+ * addresses), on the loop's thread; then a job makes the files and takes the memory. Meanwhile the
+ * name is taken: others who ask for it wait. Attaching is a few stores and one answer with three
+ * descriptors, whatever the size.
  *
- * A client is attached once to a region however often it opens it, so that a request which is sent again
- * after a restart gets the slot that it has.
+ * A client is attached once to a region however often it opens it, so that a request which is sent
+ * again after a restart gets the slot that it has.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -104,7 +105,7 @@ static int open_existing(struct client *c, struct region *r, const struct pando_
 	const bool mine = r->record.creator == c->record.id && r->record.creator_seq == c->seq;
 	int rc;
 
-	if (mine) /* this very request made it; the answer was lost with the broker before this one */
+	if (mine) /* this very request made it; its answer was lost with the last broker */
 		return open_attach(c, r, flags, true);
 	if (flags & PANDO_EXCL)
 		return pando__fail(EEXIST, "region \"%s\" exists already, made by user %u",

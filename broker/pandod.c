@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * pandod: the daemon. Three processes can come out of this file, see config.h: the supervisor, which people start;
- * the broker below it; and with --no-supervisor the broker alone. Exit status: 0 the end was wanted, 1 it could
- * not serve, 2 wrong usage.
+ * pandod: the daemon. Three processes can come out of this file, see config.h: the supervisor,
+ * which people start; the broker below it; and with --no-supervisor the broker alone. Exit status:
+ * 0 the end was wanted, 1 it could not serve, 2 wrong usage.
  */
 #include <stdio.h>
 

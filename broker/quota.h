@@ -2,11 +2,11 @@
 /*
  * What each user takes of the broker, and how much of it he may.
  *
- * One account per uid that has anything; it goes when it is empty. Memory is the committed size of the
- * regions that the user owns, counted from the moment when it is asked for until it has been given back. A
- * charge is checked and booked in one step: there is no moment between in which another could slip through.
- * Limits come from the configuration; root and the broker's own user have none unless it names them.
- * One thread.
+ * One account per uid that has anything; it goes when it is empty. Memory is the committed size of
+ * the regions that the user owns, counted from the moment when it is asked for until it has been
+ * given back. A charge is checked and booked in one step: there is no moment between in which
+ * another could slip through. Limits come from the configuration; root and the broker's own user
+ * have none unless it names them. One thread.
  */
 #ifndef PANDO_BROKER_QUOTA_H
 #define PANDO_BROKER_QUOTA_H
@@ -32,13 +32,16 @@ void quota_init(struct quota *q, const struct broker_config *config);
 void quota_deinit(struct quota *q);
 
 /*
- * Books so much more for the user. Returns 0; -EDQUOT with a sentence that says which limit; -ENOMEM. On failure nothing
- * is booked.
+ * Books so much more for the user. Returns 0; -EDQUOT with a sentence that says which limit;
+ * -ENOMEM. On failure nothing is booked.
  */
 int quota_charge(struct quota *q, uid_t uid, uint64_t memory, unsigned int regions,
 		 unsigned int clients);
 
-/* Books it whatever the limit says: for what a restarted broker finds in place. Returns 0 or -ENOMEM. */
+/*
+ * Books it whatever the limit says: for what a restarted broker finds in place. Returns 0 or
+ * -ENOMEM.
+ */
 int quota_charge_found(struct quota *q, uid_t uid, uint64_t memory, unsigned int regions,
 		       unsigned int clients);
 

@@ -2,18 +2,20 @@
 /*
  * What a broker leaves to its successor: the blobs of the records that the supervisor keeps.
  *
- * A record holds what cannot be found elsewhere. Who is attached to what stands in the regions' ledgers; a
- * peer's uid, gid and groups stay with its socket. So a region's record changes when it is made,
- * resized, granted or destroyed, a client's when it says hello: never on the way of an attach.
+ * A record holds what cannot be found elsewhere. Who is attached to what stands in the regions'
+ * ledgers; a peer's uid, gid and groups stay with its socket. So a region's record changes when it
+ * is made, resized, granted or destroyed, a client's when it says hello: never on the way of an
+ * attach.
  *
- * `committed` and `target` differ while memory is being taken or given back. Then everything between the
- * two is in doubt and `committed` is the truth: the successor gives back what lies between.
+ * `committed` and `target` differ while memory is being taken or given back. Then everything
+ * between the two is in doubt and `committed` is the truth: the successor gives back what lies
+ * between.
  *
  *	grow:	put {old, new} -> allocate -> put {new, new} -> ledger -> answer
  *	shrink:	put {new, old} -> ledger -> punch -> put {new, new} -> answer
  *
- * The ids of client and message that made or destroyed a region let the successor recognise a request that
- * was done but not answered, when it is sent again.
+ * The ids of client and message that made or destroyed a region let the successor recognise a
+ * request that was done but not answered, when it is sent again.
  */
 #ifndef PANDO_BROKER_RECORDS_H
 #define PANDO_BROKER_RECORDS_H

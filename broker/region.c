@@ -2,9 +2,9 @@
 /*
  * Regions: making and freeing them, their files, their records.
  *
- * Files are made on a worker (commit.c) while the region is CREATING: then only the worker touches them. All
- * else happens on the loop's thread. The record is put when the region becomes LIVE: until then a death of the
- * broker takes the nameless files with it, and the requester asks again.
+ * Files are made on a worker (commit.c) while the region is CREATING: then only the worker touches
+ * them. All else happens on the loop's thread. The record is put when the region becomes LIVE:
+ * until then a death of the broker takes the nameless files with it, and the requester asks again.
  */
 #include <errno.h>
 #include <stdio.h>
@@ -145,7 +145,9 @@ void region_destroy(struct region *r, const struct client *by)
 	r->record.destroyer_seq = by ? by->seq : 0;
 	region_put(r, false);
 	PANDO_INJECT("broker.destroy.put");
-	/* Killed before this: the successor finds the record destroyed and says so in the ledger. */
+	/*
+	 * Killed before this: the successor finds the record destroyed and says so in the ledger.
+	 */
 	ledger_set_destroyed(r);
 	PANDO_INJECT("broker.destroy.ledger");
 }
@@ -162,7 +164,10 @@ static void begin_dying(struct region *r)
 		r->record.ending = 1;
 		region_put(r, false);
 		PANDO_INJECT("broker.free.ending");
-		/* Killed before the put: nobody has the addresses yet; after: the successor does not claim them. */
+		/*
+		 * Killed before the put: nobody has the addresses yet; after: the successor does
+		 * not claim them.
+		 */
 		window_release(&b->window, r->record.base);
 		r->placed = false;
 	}

@@ -2,10 +2,10 @@
 /*
  * RESIZE: changing the committed size of a region that is in use.
  *
- * Growing books and records the wish, takes the memory on a worker, and then tells: record, ledger, client (commit.c).
- * Shrinking tells first and gives the memory back afterwards. Either way what the ledger promises is there.
- * One at a time per region; a second one gets -EBUSY, except that one which finds the broker still tidying up after
- * its predecessor's death waits.
+ * Growing books and records the wish, takes the memory on a worker, and then tells: record, ledger,
+ * client (commit.c). Shrinking tells first and gives the memory back afterwards. Either way what
+ * the ledger promises is there. One at a time per region; a second one gets -EBUSY, except that one
+ * which finds the broker still tidying up after its predecessor's death waits.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -40,7 +40,10 @@ static void shrink(struct client *c, struct region *r, uint64_t size)
 	r->broker->committed -= old - size;
 	region_put(r, false);
 	PANDO_INJECT("broker.shrink.put");
-	/* Killed from here to the next put: the successor tells the new size and gives [size, old) back. */
+	/*
+	 * Killed from here to the next put: the successor tells the new size and gives [size, old)
+	 * back.
+	 */
 	ledger_set_committed(r, size);
 	job_start(r, JOB_SHRINK, c, size, old);
 }

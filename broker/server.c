@@ -2,15 +2,16 @@
 /*
  * The server: beginning, end, and the events that are not a client's.
  *
- *	alone (--no-supervisor)		opens the listening socket itself; SIGTERM and SIGINT drain, twice: end now
- *	below a supervisor		gets socket, epoch and records over the channel, and its words (drain,
- *					stop, reopen the log); signals are the supervisor's business
+ *	alone (--no-supervisor)	opens the listening socket itself; SIGTERM and SIGINT drain,
+ *				twice: end now
+ *	below a supervisor	gets socket, epoch and records over the channel, and its words
+ *				(drain, stop, reopen the log); signals are not its business
  *
- * A supervisor that is gone is replaced: records are put again into the new one. If that fails, the server goes on
- * without, and says so in the log.
+ * A supervisor that is gone is replaced: records are put again into the new one. If that fails, the
+ * server goes on without, and says so in the log.
  *
- * The end comes when it is told to; when it drains and the last client is gone, or the time is up; embedded, when
- * the last client is gone, or none came at all within EMBEDDED_GRACE_MS.
+ * The end comes when it is told to; when it drains and the last client is gone, or the time is up;
+ * embedded, when the last client is gone, or none came at all within EMBEDDED_GRACE_MS.
  */
 #include "server.h"
 
@@ -23,6 +24,7 @@
 #include <sys/resource.h>
 #include <unistd.h>
 
+#include "common/atomic.h"
 #include "common/inject.h"
 
 #include "listen.h"
@@ -290,7 +292,7 @@ static int begin(struct server *s)
 
 	raise_limits();
 	signal(SIGPIPE, SIG_IGN);
-	signal(SIGXFSZ, SIG_IGN); /* a limit on file sizes (ulimit -f) then is an error of memfds, not death */
+	signal(SIGXFSZ, SIG_IGN); /* `ulimit -f` shall be an error of memfds, not death */
 	s->listen_fd = -1;
 	s->spare_fd = open("/dev/null", O_RDONLY | O_CLOEXEC);
 	if (uv_loop_init(&s->loop) < 0)
@@ -325,7 +327,10 @@ static void close_handle(uv_handle_t *handle, void *arg)
 		uv_close(handle, NULL);
 }
 
-/* Lets everybody go and frees everything. Clients keep their mappings: memory lives as long as they do. */
+/*
+ * Lets everybody go and frees everything. Clients keep their mappings: memory lives as long as they
+ * do.
+ */
 static void end(struct server *s)
 {
 	struct broker *b = &s->broker;
@@ -334,6 +339,8 @@ static void end(struct server *s)
 	for (struct client *c = b->clients; c; c = c->next)
 		conn_doom(c->outside);
 	server_bury(s);
+	for (struct region *r = b->regions; r; r = r->next)
+		pando__store_relaxed(&r->job.cancelled, 1);
 	while (b->jobs > 0)
 		uv_run(&s->loop, UV_RUN_ONCE);
 	uv_walk(&s->loop, close_handle, NULL);

@@ -2,9 +2,10 @@
 /*
  * The server: the broker's core on libuv. Private to broker/.
  *
- * One loop, one thread, plus libuv's pool for jobs. Per client two polled descriptors, its connection and
- * its pidfd; whichever says first that the client is gone, conn_doom() is called, and at the end of that event
- * server_bury() lets it go. So nothing is freed while the core is on the stack.
+ * One loop, one thread, plus libuv's pool for jobs. Per client two polled descriptors, its
+ * connection and its pidfd; whichever says first that the client is gone, conn_doom() is called,
+ * and at the end of that event server_bury() lets it go. So nothing is freed while the core is on
+ * the stack.
  */
 #ifndef PANDO_BROKER_SERVER_H
 #define PANDO_BROKER_SERVER_H
@@ -58,7 +59,10 @@ struct server {
 
 /* server.c: runs until told to end. Returns the exit status. */
 int server_run(const struct broker_config *config);
-/* Lets the doomed go, and ends the server if there is nothing left to serve. At the end of each event. */
+/*
+ * Lets the doomed go, and ends the server if there is nothing left to serve. At the end of each
+ * event.
+ */
 void server_bury(struct server *s);
 
 /* conn.c */

@@ -2,16 +2,18 @@
 /*
  * Take-up: a broker that was started again finds everything where its predecessor left it.
  *
- * Three sources: the records (regions, clients), the ledgers (who is attached to what), the sockets (who a
- * client is). Records come first, in any order; then each region's client table is gone through:
+ * Three sources: the records (regions, clients), the ledgers (who is attached to what), the sockets
+ * (who a client is). Records come first, in any order; then each region's client table is gone
+ * through:
  *
  *	LIVE, its client has a record		attached, as before
  *	LIVE, no such client; REAPING		the dead broker was about to reap it: reaped now
  *	FREE					nothing
  *
- * and what the dead broker was doing with the region's memory is undone or finished (records.h). A region whose
- * files do not fit its record is dropped, with an error in the log: the others must live.
- * Clients that died meanwhile are taken up too; their pidfds say so as soon as they are polled.
+ * and what the dead broker was doing with the region's memory is undone or finished (records.h). A
+ * region whose files do not fit its record is dropped, with an error in the log: the others must
+ * live. Clients that died meanwhile are taken up too; their pidfds say so as soon as they are
+ * polled.
  */
 #include <errno.h>
 #include <inttypes.h>

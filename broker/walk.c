@@ -2,10 +2,10 @@
 /*
  * LIST, CLIENTS, STATUS: looking without touching.
  *
- * Walks go by ascending id and the cursor is the last id that was seen, so no state is kept between two calls
- * and nothing is seen twice. A name that is asked for and missing, or hidden from the caller, is an ERROR on the first
- * call (cursor 0). A name finds the region that has it now; destroyed ones, which others may still use, are
- * in the walk over all.
+ * Walks go by ascending id and the cursor is the last id that was seen, so no state is kept between
+ * two calls and nothing is seen twice. A name that is asked for and missing, or hidden from the
+ * caller, is an ERROR on the first call (cursor 0). A name finds the region that has it now;
+ * destroyed ones, which others may still use, are in the walk over all.
  */
 #include <errno.h>
 #include <string.h>

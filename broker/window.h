@@ -2,10 +2,10 @@
 /*
  * The window: which addresses belong to which region.
  *
- * A sorted array of taken ranges. Ranges are whole GiB at multiples of 1 GiB, so that the kernel can share
- * page tables; the first gap that is large enough is taken, which keeps the window short and reuses
- * addresses. A range is given back when the last user of its region is gone: nobody has it mapped then.
- * One thread.
+ * A sorted array of taken ranges. Ranges are whole GiB at multiples of 1 GiB, so that the kernel
+ * can share page tables; the first gap that is large enough is taken, which keeps the window short
+ * and reuses addresses. A range is given back when the last user of its region is gone: nobody has
+ * it mapped then. One thread.
  */
 #ifndef PANDO_BROKER_WINDOW_H
 #define PANDO_BROKER_WINDOW_H
@@ -30,8 +30,9 @@ void window_deinit(struct window *w);
 
 /*
  * Takes `size` bytes at `address`, or where there is room if address is 0, and stores the address.
- * Returns 0; -EINVAL (not a multiple of 1 GiB, outside of the window) with a sentence; -EADDRINUSE with *taken_by the owner
- * of what is there, without a sentence; -ENOSPC (no gap is large enough) or -ENOMEM with a sentence.
+ * Returns 0; -EINVAL (not a multiple of 1 GiB, outside of the window) with a sentence; -EADDRINUSE
+ * with *taken_by the owner of what is there, without a sentence; -ENOSPC (no gap is large enough)
+ * or -ENOMEM with a sentence.
  */
 int window_take(struct window *w, uint64_t address, uint64_t size, void *owner, uint64_t *base,
 		void **taken_by);

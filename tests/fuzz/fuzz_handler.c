@@ -2,10 +2,11 @@
 /*
  * Fuzzes the broker's core: an input is a sequence of events from several clients.
  *
- * Events are connections, deaths, packets (rubbish as it is, or sound messages whose fields the input decides), jobs that
- * run sooner or later or fail, draining. After each event the core's invariants are verified; at the end nothing
- * may be left: no client, region, address, booked byte or descriptor. The heap's memory is made up here, so
- * that a run costs microseconds; ledger and slots are real.
+ * Events are connections, deaths, packets (rubbish as it is, or sound messages whose fields the
+ * input decides), jobs that run sooner or later or fail, draining. After each event the core's
+ * invariants are verified; at the end nothing may be left: no client, region, address, booked byte
+ * or descriptor. The heap's memory is made up here, so that a run costs microseconds; ledger and
+ * slots are real.
  */
 #include <errno.h>
 #include <fcntl.h>

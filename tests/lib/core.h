@@ -2,9 +2,10 @@
 /*
  * The broker's core without sockets: for unit tests and the fuzzer.
  *
- * Clients are made from nothing, packets handed over directly, answers checked by the protocol's parser and the last one
- * kept. Jobs wait in a line until they are run, so that a test decides what happens in between. Clients that the
- * core wants to be rid of go in core_settle(), which also verifies the core's invariants.
+ * Clients are made from nothing, packets handed over directly, answers checked by the protocol's
+ * parser and the last one kept. Jobs wait in a line until they are run, so that a test decides what
+ * happens in between. Clients that the core wants to be rid of go in core_settle(), which also
+ * verifies the core's invariants.
  */
 #ifndef PANDO_TESTS_CORE_H
 #define PANDO_TESTS_CORE_H

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The broker's core, request by request, on the memfd backend: what is answered, what is refused, what waits for what,
- * and what is left when clients die in between.
+ * The broker's core, request by request, on the memfd backend: what is answered, what is refused,
+ * what waits for what, and what is left when clients die in between.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -461,6 +461,25 @@ static void children_inherit(void **state)
 	assert_int_equal(core_call(&core, child, &m), -ENOENT);
 }
 
+static void small_requests_overtake_large_ones(void **state)
+{
+	struct client *a = core_client(&core, 1), *b = core_client(&core, 1);
+	struct pando__msg large = open_msg("large", PANDO_CREATE, 3 * BROKER_PIECE),
+			  small = open_msg("small", PANDO_CREATE, MIB);
+
+	(void)state;
+	core_send(&core, a, &large);
+	core_send(&core, b, &small);
+	core_run_job(&core, 0);
+	core_run_job(&core, 0);
+	assert_true(a->busy);
+	assert_false(b->busy);
+	core_kill(&core, a); /* in the middle */
+	core_run_jobs(&core);
+	assert_null(region_find(&core.broker, "large"));
+	assert_int_equal(quota_of(&core.broker.quota, 1).memory, MIB);
+}
+
 static void the_dead_hold_regions_until_their_connection_goes(void **state)
 {
 	struct client *c = core_client(&core, 1), *child;
@@ -518,6 +537,7 @@ int main(void)
 		TEST(hostile_packets_end_the_connection),
 		TEST(draining_admits_children_only),
 		TEST(children_inherit),
+		TEST(small_requests_overtake_large_ones),
 		TEST(the_dead_hold_regions_until_their_connection_goes),
 		TEST(a_resent_request_has_one_answer),
 	};
