@@ -299,6 +299,8 @@ users() {
 huge_pages() {
 	export PANDO_BROKER=$dir/broker.sock
 	[ -w /proc/sys/vm/nr_hugepages ] || return 0
+	# Tests that use the pool take turns.
+	exec 9</sys/kernel/mm/hugepages/hugepages-2048kB && flock -w 60 9 || return 0
 	if [ "$(cat /proc/sys/vm/nr_hugepages)" -ne 0 ] || [ "$(cat /proc/sys/vm/nr_overcommit_hugepages)" -ne 0 ]; then
 		return 0 # somebody uses them
 	fi
@@ -312,6 +314,7 @@ huge_pages() {
 	expect 0 '' "$pando" rm huge
 	echo 0 >/proc/sys/vm/nr_hugepages
 	pages_before=''
+	exec 9<&-
 }
 
 doctor() {
