@@ -12,7 +12,7 @@
  *
  * The broker dies: what it had still sent is read to the end first, so the records are as it left them; then a new
  * one is started, at once for the first five deaths within ten seconds, later after a pause that doubles from 25 ms
- * to 200 ms. The pause keeps a broker that dies at every start from taking a whole processor, and stays far
+ * to 100 ms. The pause keeps a broker that dies at every start from taking a whole processor, and stays far
  * below the second in which a new one is promised. A daemon whose broker has never served gives up after
  * five attempts, as somebody is waiting for its error.
  *
@@ -55,7 +55,7 @@
 #define DEATHS_FREE 5u /* in a row, before pauses begin and before a first start is given up */
 #define DEATHS_WINDOW_MS 10000 /* what "in a row" means */
 #define PAUSE_FIRST_MS 25
-#define PAUSE_MAX_MS 200
+#define PAUSE_MAX_MS 100
 #define DRAIN_GRACE_MS 1000 /* from the end of the drain limit to SIGKILL */
 #define STOP_GRACE_MS 500
 #define SILENT_GRACE_MS 2000 /* a broker that closed its channel and lives on */
@@ -211,7 +211,8 @@ static void handle_ready(struct supervisor *s)
 	s->ready = true;
 	if (!s->served) {
 		log_info("ready at %s, broker pid %d",
-			 s->config.activated ? "the socket from systemd" : s->config.address, (int)s->broker);
+			 s->config.activated ? "the socket from systemd" : s->config.address,
+			 (int)s->broker);
 		notify_ready_fd(&s->config.ready_fd, NULL);
 	} else {
 		log_info("broker pid %d serves: epoch %" PRIu64 ", %zu records", (int)s->broker,

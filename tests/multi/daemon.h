@@ -9,7 +9,10 @@
  *	int main(void) { return daemon_run_tests((struct daemon_test[]){TEST(this), TEST(that), {0}}); }
  *
  * Each test runs in a child of its own, which ends with its first failed CHECK. The runner adopts every orphan, so whatever
- * a test leaves running is found, reported as a failure and killed. $TEST_ONLY names one test to run.
+ * a test leaves running is found, reported as a failure and killed. Test and daemon run at a raised priority where that
+ * is permitted, so that times are about them and not about what else the machine does.
+ *
+ * $TEST_ONLY names one test to run, $TEST_LOG=1 shows the daemon's log.
  */
 #ifndef PANDO_TESTS_DAEMON_H
 #define PANDO_TESTS_DAEMON_H

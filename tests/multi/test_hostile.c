@@ -475,8 +475,14 @@ static void almost_right(void)
 			((unsigned char *)&msg)[24 + (size_t)rand() % (msg.header.length - 24)] ^=
 				(unsigned char)(1 << rand() % 8);
 		/* Nothing that outlives this test, nor the victim's region. */
-		if (msg.header.type == PANDO__MSG_OPEN)
+		if (msg.header.type == PANDO__MSG_OPEN) {
 			msg.open.flags |= msg.open.flags & PANDO_CREATE ? PANDO_TRANSIENT : 0;
+			if (msg.open.size <
+			    1ull << 40) /* what this machine may have is not taken from it */
+				msg.open.size %= 64 << 20;
+		}
+		if (msg.header.type == PANDO__MSG_RESIZE && msg.resize.size < 1ull << 40)
+			msg.resize.size %= 64 << 20;
 		type = peer_call(fd, &msg, fds);
 		peer_close_fds(fds);
 		if (type <= 0) {
