@@ -63,6 +63,16 @@ expect() {
 	esac
 }
 
+# The same, but the broker may need a moment for it: up to 20 s on a busy machine.
+soon() {
+	local pattern=$2
+	for ((i = 0; i < 200; i++)); do
+		"${@:3}" 2>/dev/null | grep -cE -- "$pattern" >/dev/null && break
+		sleep 0.1
+	done
+	expect "$@"
+}
+
 # json FILTER EXPECTED COMMAND...: stdout is JSON, and a Python expression on it (d) has this value.
 json() {
 	local filter=$1 expected=$2
@@ -265,7 +275,7 @@ PY
 	json 'd["regions"][0]["clients"]' 1 "$p" stat held --json
 	kill -9 "$holder"
 	wait "$holder" 2>/dev/null
-	sleep 0.2
+	soon 0 '^Clients +0$' "$p" stat held
 	json 'd["clients"]' '[]' "$p" clients held --json
 	expect 0 '' "$p" rm held
 }
@@ -336,12 +346,12 @@ interrupted() {
 	sleep 0.2
 	kill -TERM "$pid" 2>/dev/null
 	wait "$pid"
-	sleep 0.5
+	sleep 0.3
 	if "$pando" stat big >"$dir/out" 2>&1; then
 		json 'd["regions"][0]["size"]' 1073741824 "$pando" stat big --json
 		expect 0 '' "$pando" rm big
 	fi
-	expect 0 '^pando_committed_bytes 0$' "$pando" metrics
+	soon 0 '^pando_committed_bytes 0$' "$pando" metrics
 }
 
 # A limit on the size of files is an error, not the broker's death; and output that cannot be written is one.
