@@ -271,7 +271,8 @@ static int welcomed(struct pando *p, const struct pando__msg *msg)
 	if (msg->header.type != PANDO__MSG_ERROR)
 		return pando__fail(EPROTO, "the broker at %s answered HELLO with message type %u",
 				   p->address, msg->header.type);
-	return pando__fail(msg->error.error, "%s", msg->error.text);
+	return pando__fail(msg->error.error == EPROTONOSUPPORT ? EPROTO : msg->error.error, "%s",
+			   msg->error.text);
 }
 
 /* A new broker process has taken over: what has no answer yet is asked again. Under lock. */

@@ -68,6 +68,7 @@ struct pando {
 	volatile uint32_t *mark;
 
 	/* Under lock. */
+	bool live;  /* between the end of pando_connect() and the beginning of pando_disconnect() */
 	int socket; /* -1: none */
 	dev_t socket_device;
 	ino_t socket_inode;

@@ -214,6 +214,13 @@ static void free_handle(struct pando *p)
 	free(p);
 }
 
+static void set_live(struct pando *p, bool live)
+{
+	pthread_mutex_lock(&p->lock);
+	p->live = live;
+	pthread_mutex_unlock(&p->lock);
+}
+
 int pando_connect(struct pando **out, const char *broker)
 {
 	struct pando *p = calloc(1, sizeof(*p));
@@ -235,6 +242,7 @@ int pando_connect(struct pando **out, const char *broker)
 		pthread_mutex_lock(&p->turn);
 		rc = find_broker(p, broker);
 		pthread_mutex_unlock(&p->turn);
+		set_live(p, rc == 0);
 		if (rc < 0)
 			pando__fork_delist(p);
 	}
@@ -252,6 +260,7 @@ void pando_disconnect(struct pando *p)
 
 	if (!p)
 		return;
+	set_live(p, false);
 	if (p->timeout_ms > LEAVE_MS)
 		p->timeout_ms = LEAVE_MS;
 	while (p->regions) {

@@ -83,7 +83,9 @@ static void forked(struct pando *p)
 	p->socket = -1;
 	for (struct pando_region *r = p->regions; r; r = r->next)
 		disown_slot(r);
-	if (p->standing == PANDO__TALKING)
+	if (!p->live) /* another thread was about to get it, or to be rid of it: nobody has it here */
+		p->standing = PANDO__GONE;
+	else if (p->standing == PANDO__TALKING)
 		p->standing = PANDO__ADRIFT;
 	pthread_mutex_unlock(&p->lock);
 	PANDO_INJECT("client.fork.disowned");

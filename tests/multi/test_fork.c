@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <spawn.h>
 #include <stdlib.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
@@ -363,6 +364,76 @@ static void test_broker_stopped(struct harness *h)
 	pando_disconnect(p);
 }
 
+/* No descriptor is free when a child is made: it works all the same, and has its slot when there is one. */
+static void test_no_descriptors(struct harness *h)
+{
+	struct pando *p = harness_connect(h);
+	struct pando_region *r = harness_region(p, "n", MIB, PANDO_TRANSIENT);
+	struct rlimit limit, none;
+	pid_t pid;
+
+	getrlimit(RLIMIT_NOFILE, &limit);
+	none = limit;
+	none.rlim_cur = 3;
+	setrlimit(RLIMIT_NOFILE, &none);
+	pid = fork();
+	setrlimit(RLIMIT_NOFILE, &limit);
+	if (pid == 0) {
+		struct pando_region_stat st;
+
+		setrlimit(RLIMIT_NOFILE, &none);
+		*(volatile char *)pando_region_base(r) = 6;
+		pando_region_stat(r, &st);
+		CHECK_INT(st.registered, 0);
+		CHECK_ERR(pando_region_resize(r, 2 * MIB), EMFILE, "ulimit -n");
+		setrlimit(RLIMIT_NOFILE, &limit);
+		CHECK_OK(pando_region_resize(r, 2 * MIB));
+		await_registered(r);
+		_exit(0);
+	}
+	CHECK_INT(harness_join(pid), 0);
+	CHECK_INT(*(char *)pando_region_base(r), 6);
+	pando_disconnect(p);
+}
+
+static void *connect_again(void *arg)
+{
+	struct harness *h = arg;
+
+	while (!__atomic_load_n(&stop, __ATOMIC_RELAXED))
+		pando_disconnect(harness_connect(h));
+	return NULL;
+}
+
+/* Other threads connect and leave while children are made: none inherits a handle that nobody has. */
+static void test_during_connect(struct harness *h)
+{
+	struct pando *p = harness_connect(h);
+	pthread_t thread[3];
+	unsigned int fds;
+	pid_t pid;
+
+	fds = harness_fds(getpid());
+	for (int i = 0; i < 3; i++)
+		pthread_create(&thread[i], NULL, connect_again, h);
+	for (int i = 0; i < 100; i++) {
+		pid = fork();
+		if (pid == 0) {
+			unsigned int now = harness_fds(getpid());
+
+			CHECK(pando_client_id(p) != 0);
+			/* At most what a thread had between two calls: a handle, whole, but lost with the thread. */
+			CHECK(now <= fds + 3);
+			_exit(0);
+		}
+		CHECK_INT(harness_join(pid), 0);
+	}
+	__atomic_store_n(&stop, true, __ATOMIC_RELAXED);
+	for (int i = 0; i < 3; i++)
+		pthread_join(thread[i], NULL);
+	pando_disconnect(p);
+}
+
 /* The broker is killed before, while, or after a child is made. */
 static void test_broker_killed(struct harness *h)
 {
@@ -436,6 +507,8 @@ int main(int argc, char **argv)
 		{.name = "during-call", .run = test_during_call},
 		{.name = "exec", .run = test_exec},
 		{.name = "broker-stopped", .run = test_broker_stopped},
+		{.name = "no-descriptors", .run = test_no_descriptors},
+		{.name = "during-connect", .run = test_during_connect},
 		{.name = "broker-killed", .run = test_broker_killed, .flags = HARNESS_BROKER_DIES},
 		{.name = "many", .run = test_many},
 	};

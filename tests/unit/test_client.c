@@ -159,7 +159,7 @@ static bool refuse_hello(struct fake_broker *b, struct fake_connection *c,
 		fake_error(c, msg->header.seq, EDQUOT,
 			   "user 7 has 3 clients, as many as the quota allows");
 	else
-		fake_error(c, msg->header.seq, EPROTO,
+		fake_error(c, msg->header.seq, EPROTONOSUPPORT,
 			   "this broker speaks versions 2 to 3 of the protocol");
 	b->step++;
 	fake_drop(c);
