@@ -70,6 +70,16 @@ void pando__hang_up(struct pando *p)
 	p->socket = -1;
 }
 
+void pando__drop_inherited(struct pando *p)
+{
+	struct stat st;
+
+	if (p->inherited >= 0 && fstat(p->inherited, &st) == 0 && S_ISSOCK(st.st_mode) &&
+	    st.st_ino == p->inherited_inode)
+		close(p->inherited);
+	p->inherited = -1;
+}
+
 /* The other end is gone. Under lock. Returns -ECONNRESET with a sentence. */
 static int hung_up(struct pando *p)
 {
@@ -181,8 +191,12 @@ int pando__hail(struct pando *p, int connect_ms)
 	else
 		p->standing = PANDO__TALKING;
 	pthread_mutex_unlock(&p->lock);
-	if (rc == 0)
+	if (rc == 0) {
 		ask_inherited(p);
+		pthread_mutex_lock(&p->lock);
+		pando__drop_inherited(p);
+		pthread_mutex_unlock(&p->lock);
+	}
 	return rc;
 }
 

@@ -73,6 +73,9 @@ struct pando {
 	dev_t socket_device;
 	ino_t socket_inode;
 	enum pando__standing standing;
+	/* The parent's connection, kept by a child until it has one: while it is open, the parent's regions stay. */
+	int inherited;
+	ino_t inherited_inode;
 	struct pando_region *regions;
 	int fds[PANDO__PROTO_MAX_FDS]; /* came with an OPENED that is being worked on */
 	unsigned int nfds;
@@ -146,6 +149,7 @@ int pando__hail(struct pando *p, int connect_ms);
 
 /* Closes the socket, if it still is the one that we opened. Under lock. */
 void pando__hang_up(struct pando *p);
+void pando__drop_inherited(struct pando *p);
 void pando__close_fds(struct pando *p);
 bool pando__socket_is_ours(const struct pando *p);
 

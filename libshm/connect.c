@@ -231,7 +231,7 @@ int pando_connect(struct pando **out, const char *broker)
 		return pando__fail(ENOMEM, "no memory for a connection to the broker");
 	pthread_mutex_init(&p->turn, NULL);
 	pthread_mutex_init(&p->lock, NULL);
-	p->socket = -1;
+	p->socket = p->inherited = -1;
 	p->timeout_ms = timeout_setting();
 	program_name(p->program);
 	rc = pando__mark_new(p);
@@ -279,6 +279,7 @@ void pando_disconnect(struct pando *p)
 	pando__fork_delist(p);
 	pando__close_fds(p);
 	pando__hang_up(p);
+	pando__drop_inherited(p);
 	free_handle(p);
 }
 

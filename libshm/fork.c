@@ -8,7 +8,7 @@
  *		ever held while waiting for a broker, so fork() waits for nobody.
  *	parent	lets go again.
  *	child	for each handle: a new connection, HELLO that names the parent, OPEN for each region, and no waiting
- *		for answers (pando__hail()); only then the inherited socket is closed. The answers are read
+ *		for answers (pando__hail()); only after that the inherited socket is closed. The answers are read
  *		at the child's next call into the library. Until then it has no slot; memory works at once.
  *
  * The order in the child matters. While it has the parent's socket, the broker sees no hang-up of the parent, even
@@ -66,10 +66,6 @@ static void disown_slot(struct pando_region *r)
 /* Makes the handle that a child inherited its own. Nobody else is here, whatever the locks say. */
 static void forked(struct pando *p)
 {
-	struct pando before = {.socket = p->socket,
-			       .socket_device = p->socket_device,
-			       .socket_inode = p->socket_inode};
-
 	pthread_mutex_init(&p->turn, NULL);
 	pthread_mutex_init(&p->lock, NULL);
 	*p->mark = 1;
@@ -80,7 +76,12 @@ static void forked(struct pando *p)
 	if (p->client_id)
 		p->parent = p->client_id;
 	pando__store_release(&p->client_id, 0);
-	p->socket = -1;
+	if (p->inherited < 0) { /* else: this one's parent was a child that had not got through */
+		p->inherited = p->socket;
+		p->inherited_inode = p->socket_inode;
+		p->socket = -1;
+	}
+	pando__hang_up(p);
 	for (struct pando_region *r = p->regions; r; r = r->next)
 		disown_slot(r);
 	if (!p->live) /* another thread was about to get it, or to be rid of it: nobody has it here */
@@ -91,8 +92,9 @@ static void forked(struct pando *p)
 	PANDO_INJECT("client.fork.disowned");
 	if (p->standing == PANDO__ADRIFT)
 		(void)pando__hail(p, FORK_CONNECT_MS);
+	else
+		pando__drop_inherited(p);
 	PANDO_INJECT("client.fork.hailed");
-	pando__hang_up(&before);
 }
 
 void pando__check_mark(struct pando *p)
