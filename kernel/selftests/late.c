@@ -74,7 +74,7 @@ static void fill(struct region *r, size_t size)
 static void faults(void)
 {
 	struct sweep attached, inherited, reader, again;
-	size_t size = size_here();
+	size_t size = size_here() / 4;
 	struct region r;
 
 	region_create(&r, "late", GiB(1));
@@ -150,14 +150,14 @@ static void against_memfd(void)
 
 	region_create(&r, "speed", GiB(1));
 	fill(&r, size);
-	reads = best(&r, size, false, 8);
-	writes = best(&r, size, true, 8);
+	reads = best(&r, size, false, 6);
+	writes = best(&r, size, true, 6);
 	region_unlink(&r);
 	region_detach(&r);
 	memfd_create_region(&m, GiB(1));
 	fill(&m, size);
-	memfd_reads = best(&m, size, false, 3);
-	memfd_writes = best(&m, size, true, 2);
+	memfd_reads = best(&m, size, false, 2);
+	memfd_writes = best(&m, size, true, 1);
 	read_ratio = compare("read sweep", &reads, &memfd_reads);
 	write_ratio = compare("write sweep", &writes, &memfd_writes);
 	CHECK(memfd_reads.faults >= (long)(size / PAGE / 16), "the memfd took %ld faults only",

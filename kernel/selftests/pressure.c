@@ -132,9 +132,10 @@ static void storm(const char *name, void (*middle)(int swap))
 	in = vmstat("pswpin") - in;
 	out = vmstat("pswpout") - out;
 	diag("%lu pages written, %lu verified, %ld swapped out, %ld in", b->written, b->verified, out, in);
-	CHECK(out > PAGES / 4, "hardly any swapping: %ld pages out", out);
+	CHECK(out > 200, "hardly any swapping: %ld pages out", out);
 	CHECK(b->verified > 100, "hardly any verifying");
 	cgroup_set("pressure", "memory.max", "max");
+	cgroup_set("pressure", "memory.high", "max");
 	swap_try_remove(swap);
 	check_all();
 	region_unlink(&r);
@@ -145,6 +146,22 @@ static void storm(const char *name, void (*middle)(int swap))
 static void nothing(int swap)
 {
 	(void)swap;
+}
+
+/* A limit far below what is used would make the kernel kill somebody at once. */
+static void shrink(void)
+{
+	char text[32];
+	long limit;
+
+	for (limit = cgroup_get("pressure", "memory.current"); limit > (long)MiB(16);
+	     limit -= (long)MiB(1)) {
+		snprintf(text, sizeof(text), "%ld", limit);
+		try_write_text("/sys/fs/cgroup/selftest-pressure/memory.reclaim", "1M");
+		cgroup_set("pressure", "memory.high", text);
+		nap_ms(20);
+	}
+	cgroup_set("pressure", "memory.high", "12M");
 }
 
 /* All comes back while everybody faults; then the pressure is on again. */
@@ -158,7 +175,7 @@ static void swap_off_and_on(int swap)
 	write_text(path, "1");
 	nap_ms(100);
 	CHECK_EQ(swap_add(MiB(128)), swap);
-	cgroup_set("pressure", "memory.max", LIMIT);
+	shrink();
 }
 
 static void page_out_and_ahead(int swap)
