@@ -2,12 +2,14 @@
 /*
  * Options, environment and configuration file of pandod.
  *
- * One table of settings serves all three sources, so a name means the same everywhere and is checked by the same
- * function. Each setter checks its value by itself; what depends on several settings is checked once at
- * the end. Every refusal is one sentence that names the value and, from a file, the line.
+ * One table of settings serves all three sources, so a name means the same everywhere and is
+ * checked by the same function. Each setter checks its value by itself; what depends on several
+ * settings is checked once at the end. Every refusal is one sentence that names the value and, from
+ * a file, the line.
  *
- * Internal options (--broker-channel, --supervise-channel, --config-fd) are how the daemon's processes start each
- * other; nothing else is accepted beside them, as the memory file has everything.
+ * Internal options (--broker-channel, --supervise-channel, --config-fd) are how the daemon's
+ * processes start each other; nothing else is accepted beside them, as the memory file has
+ * everything.
  */
 #include "config.h"
 
@@ -199,7 +201,9 @@ static int parse_limit(struct config_quota *q, const char *item, const char *who
 		EINVAL, "quota \"%s\": \"%s\" is none of memory=, regions=, clients=", whole, item);
 }
 
-/* "postgres:memory=8G,regions=10": limits that are not named are the general ones as they are now. */
+/*
+ * "postgres:memory=8G,regions=10": limits that are not named are the general ones as they are now.
+ */
 static int set_quota(struct broker_config *c, const char *v)
 {
 	struct config_user_quota user = {.quota = c->quota};
@@ -331,7 +335,9 @@ static char *trim(char *s)
 	return s;
 }
 
-/* One line of the file. Returns 0 or a negative errno with a sentence that does not name the line. */
+/*
+ * One line of the file. Returns 0 or a negative errno with a sentence that does not name the line.
+ */
 static int file_line(struct broker_config *c, char *line)
 {
 	char *name, *value, *equals, *hash = strchr(line, '#');
@@ -487,8 +493,8 @@ static int special_option(struct special *s, int opt, const char *value)
 }
 
 /*
- * One pass over the options. With s, the special ones are taken and settings are only recognised; with c, the
- * settings are applied: the file and the environment come in between, and lose.
+ * One pass over the options. With s, the special ones are taken and settings are only recognised;
+ * with c, the settings are applied: the file and the environment come in between, and lose.
  */
 static int pass(int argc, char *const argv[], struct special *s, struct broker_config *c)
 {

@@ -1,13 +1,16 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What pandod was told: options, environment and configuration file, checked once, in one flat struct.
+ * What pandod was told: options, environment and configuration file, checked once, in one flat
+ * struct.
  *
- * Later sources win over earlier ones: defaults; the file (/etc/pando/pandod.conf if it exists, or --config FILE);
- * the environment (PANDO_WINDOW_BASE, PANDO_WINDOW_SIZE, PANDO_BACKEND, PANDO_LOG_LEVEL); options. A line of
- * the file is "NAME = VALUE" with the name of an option without its dashes; '#' begins a comment.
+ * Later sources win over earlier ones: defaults; the file (/etc/pando/pandod.conf if it exists, or
+ * --config FILE); the environment (PANDO_WINDOW_BASE, PANDO_WINDOW_SIZE, PANDO_BACKEND,
+ * PANDO_LOG_LEVEL); options. A line of the file is "NAME = VALUE" with the name of an option
+ * without its dashes; '#' begins a comment.
  *
- * The struct has no pointers: supervisor and broker hand it to each other as bytes in a memory file, so a broker
- * that is started again runs with what the daemon was started with, whatever has become of the file.
+ * The struct has no pointers: supervisor and broker hand it to each other as bytes in a memory
+ * file, so a broker that is started again runs with what the daemon was started with, whatever has
+ * become of the file.
  */
 #ifndef PANDO_BROKER_CONFIG_H
 #define PANDO_BROKER_CONFIG_H
@@ -24,7 +27,9 @@
 #define CONFIG_MAX_QUOTAS 256u
 #define CONFIG_ADDRESS_MAX 108u /* bytes of sun_path, with the NUL */
 
-/* What this process is to be. Internal options decide; people only ever start CONFIG_ROLE_DAEMON. */
+/*
+ * What this process is to be. Internal options decide; people only ever start CONFIG_ROLE_DAEMON.
+ */
 enum config_role {
 	CONFIG_ROLE_DAEMON = 0, /* started by a person, systemd or the library */
 	CONFIG_ROLE_BROKER = 1, /* --broker-channel: started by a supervisor */
@@ -46,7 +51,8 @@ struct broker_config {
 	uint64_t magic, size; /* of the bytes in a memory file: another build is refused */
 	enum config_role role;
 	int channel; /* the store's channel in the two internal roles, else -1 */
-	int ready_fd; /* gets "ok\n" or one sentence, then is closed; -1: nobody waits. Supervisor or lone broker */
+	int ready_fd; /* gets "ok\n" or one sentence, then is closed; -1: nobody waits. Supervisor
+			 or lone broker */
 	bool embedded;
 	bool no_supervisor;
 	bool activated; /* the listening socket came from systemd: its path is not ours to remove */
@@ -64,20 +70,26 @@ struct broker_config {
 };
 
 /*
- * Fills *config. Returns 0: go on; 1: --help or --version was printed, the end, all is well; or a negative
- * errno with a sentence: wrong usage, a malformed or unreadable file (exit status 2).
+ * Fills *config. Returns 0: go on; 1: --help or --version was printed, the end, all is well; or a
+ * negative errno with a sentence: wrong usage, a malformed or unreadable file (exit status 2).
  */
 int config_load(struct broker_config *config, int argc, char *const argv[]);
 
 /* Built-in values, without options, file and environment: for tests. */
 void config_defaults(struct broker_config *config);
 
-/* The limits of a uid. Root and the owner have none unless an entry names them. Owns nothing; any thread. */
+/*
+ * The limits of a uid. Root and the owner have none unless an entry names them. Owns nothing; any
+ * thread.
+ */
 struct config_quota config_quota_for(const struct broker_config *config, uid_t uid);
 
 void config_usage(FILE *out);
 
-/* Writes the struct to a sealed memory file. Returns its descriptor (close-on-exec) or a negative errno. */
+/*
+ * Writes the struct to a sealed memory file. Returns its descriptor (close-on-exec) or a negative
+ * errno.
+ */
 int config_to_fd(const struct broker_config *config);
 
 /* Reads it back and closes fd. Returns 0 or a negative errno with a sentence. */

@@ -2,13 +2,13 @@
 /*
  * Making and removing the listening socket.
  *
- * Looking whether a path is stale, removing it and binding it again are three steps; two daemons that start at once
- * could remove each other's fresh socket between them. So the steps are done under a lock (flock) on the
- * directory, which leaves nothing behind. Somebody else may hold that lock for ever, as anybody may
- * open the directory: after a second we go on without it.
+ * Looking whether a path is stale, removing it and binding it again are three steps; two daemons
+ * that start at once could remove each other's fresh socket between them. So the steps are done
+ * under a lock (flock) on the directory, which leaves nothing behind. Somebody else may hold that
+ * lock for ever, as anybody may open the directory: after a second we go on without it.
  *
- * The same check serves the end: the socket is closed first, and the path is removed only if nobody answers
- * behind it then, so a path that another daemon has taken meanwhile stays.
+ * The same check serves the end: the socket is closed first, and the path is removed only if nobody
+ * answers behind it then, so a path that another daemon has taken meanwhile stays.
  */
 #include "listen.h"
 
@@ -58,7 +58,10 @@ static int make_socket(void)
 	return fd >= 0 ? fd : pando__fail(errno, "cannot make a socket: %s", strerror(errno));
 }
 
-/* The number that systemd passed us, or -1. Forgets the environment, so that children do not take it. */
+/*
+ * The number that systemd passed us, or -1. Forgets the environment, so that children do not take
+ * it.
+ */
 static int passed_fds(void)
 {
 	const char *pid = getenv("LISTEN_PID"), *fds = getenv("LISTEN_FDS");
@@ -95,7 +98,10 @@ static int take_passed(int count)
 	return FIRST_PASSED_FD;
 }
 
-/* Makes the path's directory (one level) and locks it. Returns a descriptor to close, or -1: no lock. */
+/*
+ * Makes the path's directory (one level) and locks it. Returns a descriptor to close, or -1: no
+ * lock.
+ */
 static int lock_directory(const char *path)
 {
 	char dir[sizeof(((struct sockaddr_un *)0)->sun_path)];
@@ -120,8 +126,8 @@ static int lock_directory(const char *path)
 }
 
 /*
- * Removes a path behind which nobody listens. Returns 0 (there is nothing there now) or a negative errno with a
- * sentence: -EADDRINUSE (somebody answers), -EEXIST (not a socket).
+ * Removes a path behind which nobody listens. Returns 0 (there is nothing there now) or a negative
+ * errno with a sentence: -EADDRINUSE (somebody answers), -EEXIST (not a socket).
  */
 static int remove_stale(const char *path, const struct sockaddr_un *sun, socklen_t size)
 {

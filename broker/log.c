@@ -6,12 +6,13 @@
  *
  *	2026-01-31T12:00:00.123456Z pandod[77] broker: warning: the text
  *
- * and the journal's socket a datagram of fields, which gives the level and the program without parsing. It
- * is written here in a dozen lines rather than taken from a library, so that the daemon's
- * processes stay free of that library's dependencies; the format is a stable, documented interface.
+ * and the journal's socket a datagram of fields, which gives the level and the program without
+ * parsing. It is written here in a dozen lines rather than taken from a library, so that the
+ * daemon's processes stay free of that library's dependencies; the format is a stable, documented
+ * interface.
  *
- * A file is reopened by dup3() onto the number that is in use: a thread that is about to write hits the old or the
- * new file, never a closed number. A line that is longer than the buffer is cut.
+ * A file is reopened by dup3() onto the number that is in use: a thread that is about to write hits
+ * the old or the new file, never a closed number. A line that is longer than the buffer is cut.
  */
 #include "log.h"
 

@@ -2,9 +2,9 @@
 /*
  * Readiness and state for the starter of the daemon.
  *
- * systemd's notification protocol is one datagram of "NAME=VALUE" lines to the socket named by $NOTIFY_SOCKET,
- * stable and documented in sd_notify(3); speaking it directly keeps the daemon free of libsystemd and what comes
- * with it.
+ * systemd's notification protocol is one datagram of "NAME=VALUE" lines to the socket named by
+ * $NOTIFY_SOCKET, stable and documented in sd_notify(3); speaking it directly keeps the daemon free
+ * of libsystemd and what comes with it.
  */
 #include "notify.h"
 
@@ -50,7 +50,10 @@ void notify_ready_fd(int *fd, const char *error)
 {
 	if (*fd < 0)
 		return;
-	/* SIGPIPE is ignored in the daemon's processes: a reader that went away is no reason to end. */
+	/*
+	 * SIGPIPE is ignored in the daemon's processes: a reader that went away is no reason to
+	 * end.
+	 */
 	if (error)
 		dprintf(*fd, "%s\n", error);
 	else

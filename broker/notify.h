@@ -12,7 +12,10 @@
 /* Sends one state ("READY=1\nSTATUS=...") to systemd, if it wants to know. */
 void notify_systemd(const char *fmt, ...) PANDO_PRINTF(1, 2);
 
-/* Writes "ok\n", or the error if it is not NULL, to *fd, closes it and sets it to -1. Nothing if it is -1. */
+/*
+ * Writes "ok\n", or the error if it is not NULL, to *fd, closes it and sets it to -1. Nothing if it
+ * is -1.
+ */
 void notify_ready_fd(int *fd, const char *error);
 
 #endif

@@ -2,10 +2,11 @@
 /*
  * The store, the broker's end: packets to and from the supervisor.
  *
- * A put is complete when sendmsg() has returned: the packet then lies in the supervisor's socket buffer, and
- * a SIGKILL of the broker cannot take it back. So there are two places where a death matters, before and after
- * that call, and in both the records are whole. The channel blocks for the broker's sends (the supervisor has
- * nothing to do but read) and never for its reads, except while loading.
+ * A put is complete when sendmsg() has returned: the packet then lies in the supervisor's socket
+ * buffer, and a SIGKILL of the broker cannot take it back. So there are two places where a death
+ * matters, before and after that call, and in both the records are whole. The channel blocks for
+ * the broker's sends (the supervisor has nothing to do but read) and never for its reads, except
+ * while loading.
  *
  * Not thread-safe: the broker's main thread is the only user.
  */
@@ -72,7 +73,10 @@ int store_packet_send(int fd, const struct store_packet *p, const int *fds, int 
 			nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 			errno = EINTR;
 		}
-		/* An event loop may have made the descriptor non-blocking; a record is not to be lost for that. */
+		/*
+		 * An event loop may have made the descriptor non-blocking; a record is not to be
+		 * lost for that.
+		 */
 		if (n < 0 && errno == EAGAIN && !(flags & MSG_DONTWAIT)) {
 			(void)poll(&(struct pollfd){.fd = fd, .events = POLLOUT}, 1, -1);
 			errno = EINTR;
@@ -120,8 +124,9 @@ int store_packet_receive(int fd, struct store_packet *p, int fds[STORE_MAX_FDS],
 	ssize_t n;
 
 	/*
-	 * A peer that died with unread packets resets the connection: the kernel says so once, and what it
-	 * had sent before lies behind that error. Those packets count, so reading goes on to the end.
+	 * A peer that died with unread packets resets the connection: the kernel says so once, and
+	 * what it had sent before lies behind that error. Those packets count, so reading goes on
+	 * to the end.
 	 */
 	do
 		n = recvmsg(fd, &mh, flags | MSG_CMSG_CLOEXEC);
@@ -202,8 +207,8 @@ int store_remove(struct store *store, enum store_kind kind, uint64_t id)
 	if (!store)
 		return 0;
 	store_packet_init(&p, STORE_OP_REMOVE, kind, id);
-	PANDO_INJECT(
-		"store.remove.before"); /* killed here: the next broker finds it and removes it again */
+	/* Killed before it: the next broker finds the record, and removes it again. */
+	PANDO_INJECT("store.remove.before");
 	ret = store_packet_send(store->fd, &p, NULL, 0);
 	PANDO_INJECT("store.remove.after");
 	return ret;
@@ -234,9 +239,12 @@ int store_load(struct store *store,
 		}
 		if (p.op != STORE_OP_RECORD)
 			continue;
-		PANDO_INJECT(
-			"store.load.record"); /* killed here: nothing was changed, all is sent again */
-		/* After a failure the rest is read all the same, so that no descriptor stays behind. */
+		/* Killed here: nothing was changed, and all is sent again. */
+		PANDO_INJECT("store.load.record");
+		/*
+		 * After a failure the rest is read all the same, so that no descriptor stays
+		 * behind.
+		 */
 		if (first == 0) {
 			first = fn(arg, p.kind, p.id, p.blob, p.size, fds, p.nfds);
 		} else {

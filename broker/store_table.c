@@ -2,13 +2,13 @@
 /*
  * The store, the supervisor's end: a table of records in the order in which they were first put.
  *
- * A hash table finds a record by kind and id; a list through all of them keeps the order, since a broker
- * that takes up its records wants each region before the clients that came after it. Replacing a record keeps
- * its place. Growing the buckets is the only thing that may fail, and a failure there costs speed, not
- * records.
+ * A hash table finds a record by kind and id; a list through all of them keeps the order, since a
+ * broker that takes up its records wants each region before the clients that came after it.
+ * Replacing a record keeps its place. Growing the buckets is the only thing that may fail, and a
+ * failure there costs speed, not records.
  *
- * Invariants: each record is in exactly one bucket and once in the list; `count` is the list's length; a
- * record owns its descriptors.
+ * Invariants: each record is in exactly one bucket and once in the list; `count` is the list's
+ * length; a record owns its descriptors.
  */
 #include "store_wire.h"
 

@@ -2,9 +2,10 @@
 /*
  * The packets between broker and supervisor, and the supervisor's side of them.
  *
- * Both ends are the same program file, so the layout has no version; the magic catches a wrong descriptor. One
- * packet is one step: a record put or removed, a word. Neither end waits for an answer, save that a
- * new broker waits for its records; the supervisor never blocks on its end, so they cannot wait for each other.
+ * Both ends are the same program file, so the layout has no version; the magic catches a wrong
+ * descriptor. One packet is one step: a record put or removed, a word. Neither end waits for an
+ * answer, save that a new broker waits for its records; the supervisor never blocks on its end, so
+ * they cannot wait for each other.
  */
 #ifndef PANDO_BROKER_STORE_WIRE_H
 #define PANDO_BROKER_STORE_WIRE_H
@@ -39,13 +40,17 @@ struct store_packet {
 
 void store_packet_init(struct store_packet *p, enum store_op op, unsigned int kind, uint64_t id);
 
-/* Sends one packet. flags: MSG_DONTWAIT or 0. Returns 0, -EAGAIN, -EPIPE (the peer is gone) or another errno. */
+/*
+ * Sends one packet. flags: MSG_DONTWAIT or 0. Returns 0, -EAGAIN, -EPIPE (the peer is gone) or
+ * another errno.
+ */
 int store_packet_send(int fd, const struct store_packet *p, const int *fds, int flags);
 
 /*
- * Receives one packet and its descriptors, of which there are p->nfds. Returns 1, 0 (nothing there, with
- * MSG_DONTWAIT), -EPIPE (the peer is gone), or -EPROTO (a packet that is not sound, or whose descriptors were
- * lost because this process has too many: p->op, kind and id tell which, if they could be read; else p->op is 0).
+ * Receives one packet and its descriptors, of which there are p->nfds. Returns 1, 0 (nothing there,
+ * with MSG_DONTWAIT), -EPIPE (the peer is gone), or -EPROTO (a packet that is not sound, or whose
+ * descriptors were lost because this process has too many: p->op, kind and id tell which, if they
+ * could be read; else p->op is 0).
  */
 int store_packet_receive(int fd, struct store_packet *p, int fds[STORE_MAX_FDS], int flags);
 

@@ -2,30 +2,32 @@
 /*
  * The supervisor's loop.
  *
- * It waits for four things: signals, packets from the broker, the broker's death (a pidfd), and a time. It is
- * written so that there is little that could go wrong in it: one thread, poll(), no blocking call, no allocation
- * but records.
+ * It waits for four things: signals, packets from the broker, the broker's death (a pidfd), and a
+ * time. It is written so that there is little that could go wrong in it: one thread, poll(), no
+ * blocking call, no allocation but records.
  *
- *	broker:	ABSENT --start--> LOADING --asked for records, got them--> RUNNING --READY--> serving
- *		  ^                   |                                       |
- *		  +------ died -------+---------------------------------------+
+ *	ABSENT --start--> LOADING --asked for its records, got them--> RUNNING --READY--> serving
+ *	  ^                  |                                            |                 |
+ *	  +------------------+---------------- died ----------------------+-----------------+
  *
- * The broker dies: what it had still sent is read to the end first, so the records are as it left them; then a new
- * one is started, at once for the first five deaths within ten seconds, later after a pause that doubles from 25 ms
- * to 100 ms. The pause keeps a broker that dies at every start from taking a whole processor, and stays far
- * below the second in which a new one is promised. A daemon whose broker has never served gives up after
- * five attempts, as somebody is waiting for its error.
+ * The broker dies: what it had still sent is read to the end first, so the records are as it left
+ * them; then a new one is started, at once for the first five deaths within ten seconds, later after
+ * a pause that doubles from 25 ms to 100 ms. The pause keeps a broker that dies at every start from
+ * taking a whole processor, and stays far below the second in which a new one is promised. A daemon
+ * whose broker has never served gives up after five attempts, as somebody is waiting for its error.
  *
- * A broker that ends because it wants to (drained, or cannot start) says so with FINISH; then the daemon ends with
- * that status. SIGTERM and SIGINT: the broker is told to drain, and killed a second after the time limit; a
- * second signal: it is told to stop at once, and killed half a second later. SIGHUP: both open their log again.
+ * A broker that ends because it wants to (drained, or cannot start) says so with FINISH; then the
+ * daemon ends with that status. SIGTERM and SIGINT: the broker is told to drain, and killed a second
+ * after the time limit; a second signal: it is told to stop at once, and killed half a second later.
+ * SIGHUP: both open their log again.
  *
- * The supervisor dies: the broker starts a new one, whose role is CONFIG_ROLE_SUPERVISOR: it has a broker that is
- * not its child and puts all its records again. If both die, nothing is left but the socket's path, which
- * the next daemon takes over; clients that are attached go on with the regions that they have.
+ * The supervisor dies: the broker starts a new one, whose role is CONFIG_ROLE_SUPERVISOR: it has a
+ * broker that is not its child and puts all its records again. If both die, nothing is left but the
+ * socket's path, which the next daemon takes over; clients that are attached go on with the regions
+ * that they have.
  *
- * Descriptors: per region up to four, per client two. The limit is raised to the hard limit at the start; the broker,
- * which has the same descriptors and more, meets that limit first.
+ * Descriptors: per region up to four, per client two. The limit is raised to the hard limit at the
+ * start; the broker, which has the same descriptors and more, meets that limit first.
  */
 #include "supervisor.h"
 
@@ -246,7 +248,9 @@ static void handle_put(struct supervisor *s, const struct store_packet *p, const
 
 static void handle_packet(struct supervisor *s, const struct store_packet *p, int *fds)
 {
-	/* While it loads, the list may not change under our hands, and a broker has no reason to. */
+	/*
+	 * While it loads, the list may not change under our hands, and a broker has no reason to.
+	 */
 	if (s->loading && p->op != STORE_OP_FINISH) {
 		for (unsigned int i = 0; i < p->nfds; i++)
 			close(fds[i]);
@@ -351,7 +355,10 @@ static void close_channel(struct supervisor *s)
 /* The pidfd says that the broker is dead. */
 static void broker_died(struct supervisor *s)
 {
-	/* What it had sent before it died lies in the channel: records count from the moment they were sent. */
+	/*
+	 * What it had sent before it died lies in the channel: records count from the moment they
+	 * were sent.
+	 */
 	while (s->channel >= 0 && read_channel(s) == READ_MORE)
 		;
 	close_channel(s);
@@ -529,7 +536,10 @@ static int begin_adopted(struct supervisor *s)
 	}
 	s->broker = peer.pid;
 	s->pidfd = (int)syscall(SYS_pidfd_open, s->broker, 0);
-	/* As long as the channel has not hung up, the number was the broker's: it alone has the other end. */
+	/*
+	 * As long as the channel has not hung up, the number was the broker's: it alone has the
+	 * other end.
+	 */
 	if (s->pidfd < 0 || (poll(&hangup, 1, 0) > 0 && (hangup.revents & POLLHUP))) {
 		pando__fail(ESRCH, "the broker that started this supervisor is gone");
 		return fail_start(s);

@@ -2,9 +2,10 @@
 /*
  * fork() and exec of the daemon's other process.
  *
- * The broker has threads, so between fork() and exec only async-signal-safe calls are made, on strings that were
- * prepared before. A process to be detached is started through one in between that exits at once:
- * its parent is then init, and no exit status waits for a broker that has other things to do.
+ * The broker has threads, so between fork() and exec only async-signal-safe calls are made, on
+ * strings that were prepared before. A process to be detached is started through one in between
+ * that exits at once: its parent is then init, and no exit status waits for a broker that has other
+ * things to do.
  */
 #include "supervisor_process.h"
 

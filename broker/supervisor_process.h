@@ -13,9 +13,10 @@
 #include "config.h"
 
 /*
- * Starts the program with `option` ("--broker-channel"); stores our end of the channel (close-on-exec). With detach, the
- * new process is nobody's child that we would have to wait for, and *pid is 0. Returns 0 or a negative
- * errno with a sentence. In the new process all signals have their default and are let through.
+ * Starts the program with `option` ("--broker-channel"); stores our end of the channel
+ * (close-on-exec). With detach, the new process is nobody's child that we would have to wait for,
+ * and *pid is 0. Returns 0 or a negative errno with a sentence. In the new process all signals have
+ * their default and are let through.
  */
 int supervisor_spawn(const struct broker_config *config, const char *option, bool detach,
 		     int *channel, pid_t *pid);

@@ -193,7 +193,10 @@ int daemon_wait(struct daemon *d, double seconds)
 	double end = daemon_now() + seconds;
 	int status = 0, ret;
 
-	/* A supervisor that the broker started is the runner's child: there its status is not ours to see. */
+	/*
+	 * A supervisor that the broker started is the runner's child: there its status is not ours
+	 * to see.
+	 */
 	while ((ret = waitpid(d->pid, &status, WNOHANG)) == 0 ||
 	       (ret < 0 && kill(d->pid, 0) == 0)) {
 		CHECK(daemon_now() < end);
@@ -450,7 +453,10 @@ int peer_new(const struct daemon *d)
 	for (;;) {
 		int fd = peer_connect(d);
 
-		/* A broker that is killed between accept() and its record takes the connection along. */
+		/*
+		 * A broker that is killed between accept() and its record takes the connection
+		 * along.
+		 */
 		if (fd >= 0 && peer_hello(fd, &id))
 			return fd;
 		if (fd >= 0)

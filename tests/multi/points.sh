@@ -6,6 +6,8 @@ out=$1
 shift
 {
 	echo 'static const char *const points[] = {'
-	sed -n 's/.*PANDO_INJECT("\(broker\.[^"]*\|store\.[^"]*\)").*/\t"\1",/p' "$@" | sort -u
+	# A call may be broken after its parenthesis.
+	cat "$@" | tr -d '\n\t' | grep -oE 'PANDO_INJECT\("(broker|store)\.[^"]*"\)' |
+		sed 's/.*("\(.*\)")/\t"\1",/' | sort -u
 	echo '};'
 } >"$out"

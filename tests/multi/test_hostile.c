@@ -2,9 +2,9 @@
 /*
  * Hostile clients: each harms itself only.
  *
- * One attack a test. During each attack a victim in another process goes on opening, closing and asking, and measures
- * how long the slowest answer takes; afterwards the broker must be the same process, hold as many descriptors as
- * before and count no client but ours.
+ * One attack a test. During each attack a victim in another process goes on opening, closing and
+ * asking, and measures how long the slowest answer takes; afterwards the broker must be the same
+ * process, hold as many descriptors as before and count no client but ours.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -311,8 +311,8 @@ static void wrong_versions(void)
 		msg.hello.version_min = msg.hello.version_max = version;
 		CHECK_EQ(pando__msg_send(fd, &msg, NULL, 0, 0), 0);
 		type = peer_receive(fd, &msg, NULL);
-		if (version >=
-		    2) { /* well-formed, but of another release: both must learn what the other speaks */
+		if (version >= 2) { /* well-formed, but of another release: both must learn what the
+				       other speaks */
 			CHECK_EQ(type, PANDO__MSG_ERROR);
 			CHECK_EQ(msg.error.error, EPROTO);
 			CHECK_EQ(msg.error.version_min, PANDO__PROTO_VERSION);
@@ -446,7 +446,9 @@ static void absurd_sizes(void)
 	end();
 }
 
-/* Valid requests with some bits wrong: most pass the first checks and reach what lies behind them. */
+/*
+ * Valid requests with some bits wrong: most pass the first checks and reach what lies behind them.
+ */
 static void almost_right(void)
 {
 	int fd = -1;

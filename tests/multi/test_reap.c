@@ -2,10 +2,10 @@
 /*
  * How soon a dead client is cleaned up.
  *
- * 200 clients, one after the other, attach to a region and are killed. The time is taken from just before kill() to the
- * moment when the client's entry in the region's ledger is free again (its slot's page is zeroed by then), seen
- * by looking at the mapped ledger every 20 us: nothing that is asked for reaches the broker meanwhile. The promise is
- * 10 ms on a broker that is idle.
+ * 200 clients, one after the other, attach to a region and are killed. The time is taken from just
+ * before kill() to the moment when the client's entry in the region's ledger is free again (its
+ * slot's page is zeroed by then), seen by looking at the mapped ledger every 20 us: nothing that is
+ * asked for reaches the broker meanwhile. The promise is 10 ms on a broker that is idle.
  */
 #include <signal.h>
 #include <stdlib.h>
@@ -20,7 +20,8 @@
 #define KILLS 200
 #define LIMIT_MS 10.0
 #define ATTEMPTS                                                                                   \
-	3 /* a machine that does something else for 10 ms is not the broker's fault: three times it would be */
+	3 /* a machine that does something else for 10 ms is not the broker's fault: three times   \
+	     it would be */
 
 /* A child that attaches and waits to be killed; its slot is stored. */
 static pid_t attach_child(const struct daemon *d, uint32_t *slot)

@@ -2,17 +2,19 @@
 /*
  * The broker dies; nobody notices.
  *
- * Writers are processes that are attached to a region and keep writing and checking their part of it; they must make
- * progress, and never see a wrong byte, whatever becomes of the broker. A churner calls the library all
- * the time; every call must succeed, since the library sends it again to the next broker.
+ * Writers are processes that are attached to a region and keep writing and checking their part of
+ * it; they must make progress, and never see a wrong byte, whatever becomes of the broker. A churner
+ * calls the library all the time; every call must succeed, since the library sends it again to the
+ * next broker.
  *
  *	random_deaths		200 times SIGKILL at any moment, under all that
- *	every_injection_point	the broker kills itself at each named point of each operation, at several passages of it
+ *	every_injection_point	the broker kills itself at each point, at several passages of it
  *	the_supervisor_dies	and then the broker
  *	drains			SIGTERM with clients that stay
  *
- * After each the regions must be what they were, and nothing may be left: descriptors of both processes, clients, slots,
- * bytes. Which points there are is read from the sources when this is built (points.h).
+ * After each the regions must be what they were, and nothing may be left: descriptors of both
+ * processes, clients, slots, bytes. Which points there are is read from the sources when this is
+ * built (points.h).
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -281,9 +283,10 @@ static void random_deaths(void)
 }
 
 /*
- * A client that attaches and is killed: the broker has somebody to clean up after. It is made before this process has
- * "work" mapped, and goes on when told by the pipe. held: a process that the library knows nothing of has its
- * connection for a little longer, so that death and hang-up are two events.
+ * A client that attaches and is killed: the broker has somebody to clean up after. It is made
+ * before this process has "work" mapped, and goes on when told by the pipe. held: a process that
+ * the library knows nothing of has its connection for a little longer, so that death and hang-up
+ * are two events.
  */
 static pid_t start_doomed(int pipe_fds[2], bool held)
 {
@@ -407,7 +410,10 @@ static void every_injection_point(void)
 
 		if (only && strcmp(only, points[i]) != 0)
 			continue;
-		/* Supervisor and broker dead within a millisecond: nobody is left who knows the regions. */
+		/*
+		 * Supervisor and broker dead within a millisecond: nobody is left who knows the
+		 * regions.
+		 */
 		if (strncmp(points[i], "broker.respawn.", 15) == 0)
 			continue;
 		while (passage <= MAX_PASSAGES && die_at(points[i], passage)) {

@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Several users on one broker: who may do what, how much, and that a reader cannot make himself a writer.
+ * Several users on one broker: who may do what, how much, and that a reader cannot make himself a
+ * writer.
  *
- * The daemon runs as root; the users are made-up uids that children change to. Needs root, else it is skipped.
+ * The daemon runs as root; the users are made-up uids that children change to. Needs root, else it
+ * is skipped.
  */
 #include <errno.h>
 #include <fcntl.h>

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* The daemon's configuration: each source, who wins, every refusal with a sentence that names the value. */
+/*
+ * The daemon's configuration: each source, who wins, every refusal with a sentence that names the
+ * value.
+ */
 #include <errno.h>
 #include <fcntl.h>
 #include <setjmp.h>

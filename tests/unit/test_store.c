@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The store: packets on the channel, and the supervisor's table, checked against a plain model at random.
+ * The store: packets on the channel, and the supervisor's table, checked against a plain model at
+ * random.
  */
 #include <dirent.h>
 #include <errno.h>

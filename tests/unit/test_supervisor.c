@@ -2,9 +2,10 @@
 /*
  * The supervisor, with a broker that does as it is told.
  *
- * The supervisor starts /proc/self/exe, so this program is its own broker: started with --broker-channel it obeys one-line
- * commands from whoever connects to the listening socket. Each test starts a supervisor in a child and looks at
- * it from outside. This process adopts all orphans, so that whatever a test leaves behind is found.
+ * The supervisor starts /proc/self/exe, so this program is its own broker: started with
+ * --broker-channel it obeys one-line commands from whoever connects to the listening socket. Each
+ * test starts a supervisor in a child and looks at it from outside. This process adopts all
+ * orphans, so that whatever a test leaves behind is found.
  */
 #include <dirent.h>
 #include <errno.h>
