@@ -72,7 +72,7 @@ static int take_anywhere(struct window *w, uint64_t size, void *owner, uint64_t 
 		at = w->ranges[i].base + w->ranges[i].size;
 	if (i == w->count && w->base + w->size - at < size)
 		return pando__fail(
-			ENOSPC,
+			ENOMEM,
 			"no %" PRIu64
 			" bytes of address space are left in the broker's window of %" PRIu64
 			" bytes; start pandod with a larger --window-size",

@@ -31,8 +31,8 @@ void window_deinit(struct window *w);
 /*
  * Takes `size` bytes at `address`, or where there is room if address is 0, and stores the address.
  * Returns 0; -EINVAL (not a multiple of 1 GiB, outside of the window) with a sentence; -EADDRINUSE
- * with *taken_by the owner of what is there, without a sentence; -ENOSPC (no gap is large enough)
- * or -ENOMEM with a sentence.
+ * with *taken_by the owner of what is there, without a sentence; -ENOMEM (no gap is
+ * large enough, or no memory) with one.
  */
 int window_take(struct window *w, uint64_t address, uint64_t size, void *owner, uint64_t *base,
 		void **taken_by);

@@ -64,7 +64,7 @@ static void takes_the_first_gap(void **state)
 	assert_int_equal(take(0, 1, NULL), 0);
 	assert_int_equal(base, BASE + 2 * GIB);
 	assert_int_equal(take(0, 1, NULL), 0);
-	assert_int_equal(take(0, 1, NULL), -ENOSPC);
+	assert_int_equal(take(0, 1, NULL), -ENOMEM);
 	assert_int_equal(w.count, 5);
 }
 

@@ -38,7 +38,8 @@ struct pando;
  *
  * Returns 0; -ECONNREFUSED or -ENOENT (no broker at that address), -ENAMETOOLONG (socket path over
  * 107 bytes), -EACCES, -EPROTO (the broker speaks another version of the protocol), -EDQUOT (too many
- * clients of this user), -ETIMEDOUT (no answer within 10 s), -ENOMEM, -EMFILE.
+ * clients of this user), -ESHUTDOWN (the broker is about to end), -ETIMEDOUT (no answer within 10 s),
+ * -ENOMEM, -EMFILE.
  * Any thread; not async-signal-safe. May be called several times; each call makes its own client.
  */
 PANDO_API PANDO_NODISCARD int pando_connect(struct pando **out, const char *broker) PANDO_NONNULL(1);
