@@ -23,6 +23,7 @@
 
 char peer_error[PANDO__PROTO_TEXT];
 
+static char base_dir[] = "/tmp/pando-test-XXXXXX"; /* of all daemons of this program */
 static struct daemon *running; /* its log is shown when a check fails */
 
 void daemon_failed(const char *file, int line, const char *what)
@@ -95,6 +96,18 @@ static int clean_up(void)
 	return count;
 }
 
+/* Failed tests leave something in it. */
+static void remove_base_dir(void)
+{
+	pid_t pid = fork();
+
+	if (pid == 0) {
+		execlp("rm", "rm", "-rf", base_dir, NULL);
+		_exit(1);
+	}
+	waitpid(pid, NULL, 0);
+}
+
 int daemon_run_tests(const struct daemon_test *tests)
 {
 	const char *only = getenv("TEST_ONLY");
@@ -109,6 +122,8 @@ int daemon_run_tests(const struct daemon_test *tests)
 	if (setpriority(PRIO_PROCESS, 0, -20) < 0)
 		printf("without a raised priority: times may suffer from what else the machine "
 		       "does\n");
+	if (!mkdtemp(base_dir) || chmod(base_dir, 0755) < 0) /* other users come here, too */
+		return 1;
 	for (; tests->name; tests++) {
 		double begin = daemon_now();
 		int status = 0, left;
@@ -141,6 +156,7 @@ int daemon_run_tests(const struct daemon_test *tests)
 						   : "ok",
 		       daemon_now() - begin);
 	}
+	remove_base_dir();
 	return failed ? 1 : skipped == count ? EXIT_SKIPPED : 0;
 }
 
@@ -168,9 +184,9 @@ void daemon_start(struct daemon *d, const char *const *options)
 	char text[400] = "";
 	int ready[2];
 
-	strcpy(d->dir, "/tmp/pando-test-XXXXXX");
+	snprintf(d->dir, sizeof(d->dir), "%s/XXXXXX", base_dir);
 	CHECK(mkdtemp(d->dir));
-	CHECK(chmod(d->dir, 0755) == 0); /* other users come here, too */
+	CHECK(chmod(d->dir, 0755) == 0);
 	snprintf(d->address, sizeof(d->address), "%s/broker.sock", d->dir);
 	snprintf(d->log, sizeof(d->log), "%s/log", d->dir);
 	CHECK(pipe2(ready, O_CLOEXEC) == 0);
