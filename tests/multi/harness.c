@@ -112,6 +112,31 @@ long harness_kib(pid_t pid, const char *key)
 	return value;
 }
 
+uint64_t harness_file_kib(pid_t pid)
+{
+	char path[64], entry[400], target[128];
+	uint64_t blocks = 0;
+	struct stat st;
+	DIR *dir;
+
+	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
+	dir = opendir(path);
+	for (const struct dirent *e; dir && (e = readdir(dir));) {
+		ssize_t n;
+
+		snprintf(entry, sizeof(entry), "%s/%s", path, e->d_name);
+		n = readlink(entry, target, sizeof(target) - 1);
+		if (n <= 0)
+			continue;
+		target[n] = '\0';
+		if (strstr(target, "memfd:pando:") && stat(entry, &st) == 0)
+			blocks += (uint64_t)st.st_blocks;
+	}
+	if (dir)
+		closedir(dir);
+	return blocks / 2;
+}
+
 /* Runs the daemon; the write end of the readiness pipe becomes descriptor 3. */
 static void exec_daemon(struct harness *h, const char *const *args, int ready)
 {

@@ -98,6 +98,8 @@ unsigned int harness_fds(pid_t pid);
 unsigned int harness_maps(pid_t pid, const char *text);
 /* A value of /proc/PID/status ("VmRSS", "VmPTE", ...) in KiB, or -1. pid 0: of /proc/meminfo. */
 long harness_kib(pid_t pid, const char *key);
+/* KiB of memory in the region files that a process has open: exact, whatever else the machine does. */
+uint64_t harness_file_kib(pid_t pid);
 void harness_sleep_ms(unsigned int ms);
 uint64_t harness_now_ns(void);
 

@@ -7,11 +7,9 @@
  */
 #include "harness.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
-#include <sys/stat.h>
 #include <sys/wait.h>
 
 #define MIB (1ull << 20)
@@ -22,32 +20,6 @@ static unsigned int setting(const char *name, unsigned int otherwise)
 	const char *env = getenv(name);
 
 	return env ? (unsigned int)strtoul(env, NULL, 10) : otherwise;
-}
-
-/* KiB that the region files hold which a process has open. */
-static uint64_t file_kib(pid_t pid)
-{
-	char path[64], entry[400], target[128];
-	uint64_t blocks = 0;
-	struct stat st;
-	DIR *dir;
-
-	snprintf(path, sizeof(path), "/proc/%d/fd", pid);
-	dir = opendir(path);
-	for (const struct dirent *e; dir && (e = readdir(dir));) {
-		ssize_t n;
-
-		snprintf(entry, sizeof(entry), "%s/%s", path, e->d_name);
-		n = readlink(entry, target, sizeof(target) - 1);
-		if (n <= 0)
-			continue;
-		target[n] = '\0';
-		if (strstr(target, "memfd:pando:") && stat(entry, &st) == 0)
-			blocks += (uint64_t)st.st_blocks;
-	}
-	if (dir)
-		closedir(dir);
-	return blocks / 2;
 }
 
 /* What must be the same before and after. */
@@ -62,7 +34,7 @@ static void measure(struct harness *h, struct measure *m)
 	m->broker_fds = harness_fds(h->broker);
 	m->daemon_fds = harness_fds(h->daemon);
 	m->maps = harness_maps(h->broker, "memfd:pando:");
-	m->files = file_kib(h->broker);
+	m->files = harness_file_kib(h->broker);
 	m->broker_rss = harness_kib(h->broker, "RssAnon");
 	m->daemon_rss = harness_kib(h->daemon, "RssAnon");
 }

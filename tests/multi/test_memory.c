@@ -127,32 +127,46 @@ static long shmem(void)
 	return harness_kib(0, "Shmem");
 }
 
-static void test_given_back(struct harness *h)
+/*
+ * Counted in the region's own files, which is exact, and shown in what the kernel says of the machine, where others
+ * come and go: there it must be seen in one attempt of three.
+ */
+static bool given_back(struct harness *h, struct pando *p)
 {
-	struct pando *p = harness_connect(h);
 	const uint64_t size = 512 * MIB;
-	const long most = (long)(size / 1024),
-		   some = most / 8; /* what the rest of the machine may do */
+	const long most = (long)(size / 1024), some = most / 8;
 	struct pando_region *r;
-	long before, full, shrunk, after;
+	long before = shmem(), full, shrunk, after;
+	uint64_t files = harness_file_kib(h->broker), now;
 
-	before = shmem();
 	r = harness_region(p, "wide", size, PANDO_TRANSIENT);
 	touch_all(r, 1);
 	full = shmem();
+	now = harness_file_kib(h->broker);
+	/* Two descriptors lead to each heap, and the tables take a few pages. */
+	CHECK(now - files >= 2 * size / 1024 && now - files < 2 * size / 1024 + 64);
 	CHECK_OK(pando_region_resize(r, MIB));
 	shrunk = shmem();
+	now = harness_file_kib(h->broker);
+	CHECK(now - files < 2 * MIB / 1024 + 64);
 	CHECK_OK(pando_region_resize(r, size));
 	touch_all(r, 2);
 	CHECK_OK(pando_region_close(r));
-	harness_sleep_ms(300);
+	for (int i = 0; i < 200 && harness_file_kib(h->broker) != files; i++)
+		harness_sleep_ms(10);
+	CHECK_INT(harness_file_kib(h->broker), files);
 	after = shmem();
 	printf("  Shmem: %ld KiB, full +%ld, shrunk +%ld, closed +%ld\n", before, full - before,
 	       shrunk - before, after - before);
 	fflush(stdout);
-	CHECK(full - before > most - some);
-	CHECK(shrunk - before < some);
-	CHECK(after - before < some);
+	return full - before > most - some && shrunk - before < some && after - before < some;
+}
+
+static void test_given_back(struct harness *h)
+{
+	struct pando *p = harness_connect(h);
+
+	CHECK(given_back(h, p) || given_back(h, p) || given_back(h, p));
 	pando_disconnect(p);
 }
 
@@ -176,37 +190,41 @@ static bool change_pool(long pages)
 }
 
 /* The same on huge pages, counted exactly by the pool. */
+/* KiB that the heap takes; counted in the file, since the pool's counters are everybody's. */
+static uint64_t heap_kib(struct harness *h, uint64_t before)
+{
+	return (harness_file_kib(h->broker) - before) / 2 / 2048 * 2048;
+}
+
 static void huge(struct harness *h)
 {
 	struct pando *p = harness_connect(h);
 	struct pando_region_options o = {.size = 8 * MIB, .backend = PANDO_BACKEND_HUGETLB};
 	struct pando_region *r;
-	long before = harness_kib(0, "HugePages_Free"), now;
+	uint64_t before = harness_file_kib(h->broker);
 
 	CHECK_OK(pando_region_open(p, "huge", PANDO_CREATE | PANDO_TRANSIENT, &o, &r));
 	touch_all(r, 3);
-	CHECK_INT(before - harness_kib(0, "HugePages_Free"), 4);
+	CHECK_INT(heap_kib(h, before), 8 << 10);
 	CHECK_OK(pando_region_resize(r, 16 * MIB + 1));
 	CHECK_INT(pando_region_size(r), 18 * MIB);
 	touch_all(r, 4);
-	CHECK_INT(before - harness_kib(0, "HugePages_Free"), 9);
+	CHECK_INT(heap_kib(h, before), 18 << 10);
 	CHECK_ERR(pando_region_resize(r, GIB), ENOMEM, "nr_hugepages");
-	CHECK_INT(before - harness_kib(0, "HugePages_Free"), 9);
+	CHECK_INT(heap_kib(h, before), 18 << 10);
+	CHECK_INT(pando_region_size(r), 18 * MIB);
 	CHECK_OK(pando_region_resize(r, 2 * MIB));
-	CHECK_INT(before - harness_kib(0, "HugePages_Free"), 1);
+	CHECK_INT(heap_kib(h, before), 2 << 10);
 	CHECK_OK(pando_region_close(r));
-	now = harness_kib(0, "HugePages_Free");
-	for (int i = 0; i < 100 && now != before; i++) {
+	for (int i = 0; i < 200 && harness_file_kib(h->broker) != before; i++)
 		harness_sleep_ms(10);
-		now = harness_kib(0, "HugePages_Free");
-	}
-	CHECK_INT(now, before);
+	CHECK_INT(harness_file_kib(h->broker), before);
 	pando_disconnect(p);
 }
 
 static void test_huge(struct harness *h)
 {
-	const long pages = 16;
+	const long pages = 64; /* more than it takes: other tests may change the pool, too */
 	long before = harness_kib(0, "HugePages_Free");
 	pid_t pid;
 	int rc;
@@ -215,7 +233,7 @@ static void test_huge(struct harness *h)
 		harness_skip("no right to add huge pages to the pool");
 	if (harness_kib(0, "HugePages_Free") < before + pages) {
 		change_pool(-pages);
-		harness_skip("the kernel found no 16 huge pages");
+		harness_skip("the kernel found no 64 huge pages");
 	}
 	fflush(NULL);
 	pid = fork();
