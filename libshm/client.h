@@ -45,8 +45,7 @@
 #include "protocol/protocol.h"
 
 #define PANDO__TIMEOUT_MS 10000 /* for an answer; $PANDO_TIMEOUT overrides it */
-#define PANDO__COMMIT_RATE                                                                         \
-	0x4000 /* bytes that a broker commits per microsecond at the very least (16 KiB) */
+#define PANDO__COMMIT_RATE 64 /* bytes a microsecond that a busy machine commits at least */
 #define PANDO__NO_SLOT UINT32_MAX
 #define PANDO__UNCLAIMED_MAX 8
 
