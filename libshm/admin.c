@@ -3,8 +3,8 @@
  * Requests that map nothing: destroying, granting, listing, and asking the broker how it is.
  *
  * Each is one call; the walks are as many as it takes to fill the caller's array, a batch of
- * PANDO__PROTO_BATCH a time. A walk's cursor is the id of the last entry that was handed out; ids only
- * grow, so nothing is seen twice.
+ * PANDO__PROTO_BATCH a time. A walk's cursor is the id of the last entry that was handed out; ids
+ * only grow, so nothing is seen twice.
  */
 #include "client.h"
 
@@ -87,8 +87,8 @@ int pando_region_lookup(struct pando *p, const char *name, struct pando_region_i
 }
 
 /*
- * Fills `entries` (of entry_size bytes, their id first) from batches of the broker, each asked for behind the
- * last entry that came. Returns how many.
+ * Fills `entries` (of entry_size bytes, their id first) from batches of the broker, each asked for
+ * behind the last entry that came. Returns how many.
  */
 static int walk(struct pando *p, enum pando__msg_type ask_type, enum pando__msg_type reply_type,
 		uint64_t *cursor, void *entries, size_t entry_size, unsigned int max)

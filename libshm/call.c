@@ -2,20 +2,23 @@
 /*
  * The conversation with the broker: one request, one reply, and what may come in between.
  *
- * A call sends its request and reads messages until the reply with its sequence number is there. On the
- * way it deals with everything else: the answers to what a forked child has sent ahead (WELCOME, OPENED for each
- * inherited region), NOTICE RESTARTED (all that has no answer is sent again, with the same numbers), and
- * replies to requests that an earlier call gave up waiting for. Such a late OPENED attached us to a region that
- * nobody here wants: it goes on the list `unclaimed` and is closed at the end of the next call.
+ * A call sends its request and reads messages until the reply with its sequence number is there. On
+ * the way it deals with everything else: the answers to what a forked child has sent ahead
+ * (WELCOME, OPENED for each inherited region), NOTICE RESTARTED (all that has no answer is sent
+ * again, with the same numbers), and replies to requests that an earlier call gave up waiting for.
+ * Such a late OPENED attached us to a region that nobody here wants: it goes on the list
+ * `unclaimed` and is closed at the end of the next call.
  *
  * Messages are received under `lock`, so that a fork() in another thread sees the descriptors of a
- * message either not at all or in p->fds, where the child closes them. Waiting is done outside of it.
+ * message either not at all or in p->fds, where the child closes them. Waiting is done outside of
+ * it.
  *
- * What may go wrong: no answer in time (the broker is stopped; the connection stays, its answer will be
- * recognised as late); hang-up after WELCOME (broker and supervisor are gone: the handle is GONE for good, regions
- * stay mapped and usable); hang-up before WELCOME (the broker died before it noted the connection: made
- * again); no descriptor free for what came; the host program closed our descriptor, or has another file
- * there now (found out by the inode; then it is neither used nor closed).
+ * What may go wrong: no answer in time (the broker is stopped; the connection stays, its answer
+ * will be recognised as late); hang-up after WELCOME (broker and supervisor are gone: the handle is
+ * GONE for good, regions stay mapped and usable); hang-up before WELCOME (the broker died before it
+ * noted the connection: made again); no descriptor free for what came; the host program closed our
+ * descriptor, or has another file there now (found out by the inode; then it is neither used nor
+ * closed).
  */
 #include "client.h"
 
@@ -170,7 +173,10 @@ int pando__hail(struct pando *p, int connect_ms)
 
 	if (rc < 0)
 		return rc;
-	/* Bounds connect() while the broker's queue is full; nothing else here blocks in the socket. */
+	/*
+	 * Bounds connect() while the broker's queue is full; nothing else here blocks in the
+	 * socket.
+	 */
 	setsockopt(p->socket, SOL_SOCKET, SO_SNDTIMEO, &tv, sizeof(tv));
 	do
 		rc = connect(p->socket, (struct sockaddr *)&p->sockaddr, p->sockaddr_length);
@@ -183,7 +189,7 @@ int pando__hail(struct pando *p, int connect_ms)
 		PANDO_INJECT("client.hail.connected");
 		rc = send_hello(p);
 		if (rc == -EPIPE || rc == -ECONNRESET)
-			rc = 0; /* a broker that died after accepting us: the receiving side finds out */
+			rc = 0; /* it died after accepting us: the receiving side finds out */
 	}
 	pthread_mutex_lock(&p->lock);
 	if (rc < 0)
@@ -360,9 +366,9 @@ static int cut_off(struct pando *p, const void *packet, size_t size)
 }
 
 /*
- * Takes one message, if there is one. Returns TOOK_REPLY: the reply to `seq` is in *reply, its descriptors in
- * p->fds; TOOK_RESTART or 0: something else was dealt with; -EAGAIN: nothing there; or a negative errno with a
- * sentence.
+ * Takes one message, if there is one. Returns TOOK_REPLY: the reply to `seq` is in *reply, its
+ * descriptors in p->fds; TOOK_RESTART or 0: something else was dealt with; -EAGAIN: nothing there;
+ * or a negative errno with a sentence.
  */
 static int take(struct pando *p, uint64_t seq, struct pando__msg *reply)
 {
@@ -394,7 +400,10 @@ static int take(struct pando *p, uint64_t seq, struct pando__msg *reply)
 	return rc;
 }
 
-/* Sends a request; a hang-up is left for the receiving side to find, which then has read all there is. */
+/*
+ * Sends a request; a hang-up is left for the receiving side to find, which then has read all
+ * there is.
+ */
 static int send_request(struct pando *p, struct pando__msg *msg, uint64_t deadline)
 {
 	for (;;) {

@@ -2,19 +2,20 @@
 /*
  * The client library's insides: a handle, its regions, and the conversation with the broker.
  *
- * Modules: connect.c (addresses, connecting, leaving), call.c (the conversation), region.c (mapping and
- * unmapping), admin.c (requests that map nothing), fork.c (what a fork() means), embedded.c (a broker of
- * one's own).
+ * Modules: connect.c (addresses, connecting, leaving), call.c (the conversation), region.c (mapping
+ * and unmapping), admin.c (requests that map nothing), fork.c (what a fork() means), embedded.c (a
+ * broker of one's own).
  *
  * Locks, in this order:
  *
  *	turn	one thread at a time converses with the broker; held while waiting for it
  *	handles	the process's list of handles (fork.c)
- *	lock	state of one handle; held for a few instructions or one short system call, never while waiting
+ *	lock	state of one handle; held for a few instructions or one short system call, never
+ *		while waiting
  *
- * fork() takes `handles` and every `lock`, but no `turn`: it never waits for a broker. So whatever the child
- * must know of a call that another thread was in is only changed under `lock`: the list of regions, the
- * socket, descriptors that have been received and not yet mapped.
+ * fork() takes `handles` and every `lock`, but no `turn`: it never waits for a broker. So whatever
+ * the child must know of a call that another thread was in is only changed under `lock`: the list
+ * of regions, the socket, descriptors that have been received and not yet mapped.
  *
  * Where a handle stands:
  *
@@ -22,7 +23,8 @@
  *	  ^					     |
  *	  +--(fork(), in the child)------------------+--(hang-up after WELCOME)--> GONE
  *
- * Where a region of a forked child stands (one that was opened by the process itself is always ATTACHED):
+ * Where a region of a forked child stands (one that was opened by the process itself is always
+ * ATTACHED):
  *
  *	UNSENT --(OPEN sent)--> ASKED --(OPENED)--> ATTACHED
  *	  ^			  +--(refused for now)--> UNSENT
@@ -67,12 +69,15 @@ struct pando {
 	volatile uint32_t *mark;
 
 	/* Under lock. */
-	bool live;  /* between the end of pando_connect() and the beginning of pando_disconnect() */
+	bool live; /* between the end of pando_connect() and the beginning of pando_disconnect() */
 	int socket; /* -1: none */
 	dev_t socket_device;
 	ino_t socket_inode;
 	enum pando__standing standing;
-	/* The parent's connection, kept by a child until it has one: while it is open, the parent's regions stay. */
+	/*
+	 * The parent's connection, kept by a child until it has one: while it is open, the
+	 * parent's regions stay.
+	 */
 	int inherited;
 	ino_t inherited_inode;
 	struct pando_region *regions;
@@ -119,16 +124,18 @@ struct pando_region {
 /* call.c: everything between pando__begin() and pando__end(), which take and give the turn. */
 
 /*
- * Takes the turn and makes sure of a connection: a forked child that has none yet makes it now. Returns 0 or a
- * negative errno with a sentence; the turn is held in both cases, until pando__end().
+ * Takes the turn and makes sure of a connection: a forked child that has none yet makes it now.
+ * Returns 0 or a negative errno with a sentence; the turn is held in both cases, until
+ * pando__end().
  */
 int pando__begin(struct pando *p);
 void pando__end(struct pando *p);
 
 /*
- * Sends *request (its seq is filled in) and waits for the reply of type `expect`, resending when the broker has
- * restarted. An ERROR becomes its errno and sentence. `commit` is how many bytes the broker may have to
- * commit first: it lengthens the wait. Descriptors of the reply lie in p->fds afterwards.
+ * Sends *request (its seq is filled in) and waits for the reply of type `expect`, resending when
+ * the broker has restarted. An ERROR becomes its errno and sentence. `commit` is how many bytes the
+ * broker may have to commit first: it lengthens the wait. Descriptors of the reply lie in p->fds
+ * afterwards.
  */
 int pando__call(struct pando *p, struct pando__msg *request, enum pando__msg_type expect,
 		uint64_t commit, struct pando__msg *reply);
@@ -141,8 +148,8 @@ int pando__await_welcome(struct pando *p);
 
 /*
  * Connects, sends HELLO and an OPEN for each inherited region, and waits for none of the answers.
- * connect_ms: how long a full queue of the broker may hold it up. Safe in the child of a fork(). Returns 0 or
- * a negative errno, without a sentence.
+ * connect_ms: how long a full queue of the broker may hold it up. Safe in the child of a fork().
+ * Returns 0 or a negative errno, without a sentence.
  */
 int pando__hail(struct pando *p, int connect_ms);
 
@@ -157,7 +164,10 @@ int pando__fail_connect(const struct pando *p, int err);
 
 /* region.c, under p->lock */
 struct pando_region *pando__region_by_id(struct pando *p, uint64_t id);
-/* Takes the slot that the broker gave. Returns 0 or -EPROTO: this is not the region that we have mapped. */
+/*
+ * Takes the slot that the broker gave. Returns 0 or -EPROTO: this is not the region that we have
+ * mapped.
+ */
 int pando__region_take_slot(struct pando_region *r, const struct pando__msg_opened *opened,
 			    uint64_t client_id, uint64_t since_ns);
 
@@ -172,9 +182,9 @@ int pando__mark_new(struct pando *p);
 void pando__mark_free(struct pando *p);
 
 /*
- * embedded.c: writes the address of the broker that this process has started for itself and its children, after
- * starting one if there is none yet or nobody answered at its address `refused` (NULL: not tried). Returns 0
- * or a negative errno with a sentence. Any thread.
+ * embedded.c: writes the address of the broker that this process has started for itself and its
+ * children, after starting one if there is none yet or nobody answered at its address `refused`
+ * (NULL: not tried). Returns 0 or a negative errno with a sentence. Any thread.
  */
 int pando__embedded_start(const char *refused, char *address, size_t size);
 /* For the child of a fork() while another thread was in there. */

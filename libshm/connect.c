@@ -2,16 +2,19 @@
 /*
  * Connecting to a broker, and leaving it.
  *
- * An address is a path or "@name" for the abstract namespace. With none given, the environment and two
- * well-known paths are tried in turn; where nobody answers at any of them, a broker is started for this program
- * (embedded.c) and its address put into $PANDO_BROKER. An address that somebody has chosen is never replaced
- * by another one: nobody there is an error. An embedded broker's address ("@pando-...") in the environment is
- * no choice; when its broker has ended, which it does with its last client, a new one is started.
+ * An address is a path or "@name" for the abstract namespace. With none given, the environment and
+ * two well-known paths are tried in turn; where nobody answers at any of them, a broker is started
+ * for this program (embedded.c) and its address put into $PANDO_BROKER. An address that somebody
+ * has chosen is never replaced by another one: nobody there is an error. An embedded broker's
+ * address ("@pando-...") in the environment is no choice; when its broker has ended, which it does
+ * with its last client, a new one is started.
  *
- * A relative path is made absolute, since the child of a fork() connects again, maybe from elsewhere.
+ * A relative path is made absolute, since the child of a fork() connects again, maybe from
+ * elsewhere.
  *
- * pando_disconnect() closes the regions one by one and waits for the answers, so that what was transient is gone
- * when it returns; if the broker does not answer within a second, it hangs up, which comes to the same.
+ * pando_disconnect() closes the regions one by one and waits for the answers, so that what was
+ * transient is gone when it returns; if the broker does not answer within a second, it hangs up,
+ * which comes to the same.
  */
 #include "client.h"
 

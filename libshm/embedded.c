@@ -2,19 +2,20 @@
 /*
  * A broker for this program and its children, when there is none for the machine.
  *
- * The program `pandod --embedded` listens at an abstract address that only this user may use, and ends with its last
- * client. Its address goes into $PANDO_BROKER, so that programs which this one executes find it.
+ * The program `pandod --embedded` listens at an abstract address that only this user may use, and
+ * ends with its last client. Its address goes into $PANDO_BROKER, so that programs which this one
+ * executes find it.
  *
- * It is nobody's child: made by two raw clone() calls, so that no fork() handler of the host program runs, no SIGCHLD
- * reaches it, and its wait() calls do not see a process that it does not know (the intermediate one is made without
- * a signal, which hides it from wait()). It gets a session of its own, so that Ctrl-C does not hit
- * it; no descriptor but the readiness pipe; default signal actions; and no LD_PRELOAD, for a preloaded shim would make
- * the broker a client of itself.
+ * It is nobody's child: made by two raw clone() calls, so that no fork() handler of the host
+ * program runs, no SIGCHLD reaches it, and its wait() calls do not see a process that it does not
+ * know (the intermediate one is made without a signal, which hides it from wait()). It gets a
+ * session of its own, so that Ctrl-C does not hit it; no descriptor but the readiness pipe; default
+ * signal actions; and no LD_PRELOAD, for a preloaded shim would make the broker a client of itself.
  *
  * The pipe says "ok" when connections are accepted, or the sentence of what is wrong.
  *
- * Between clone() and execve() the child of a threaded program must do with system calls alone: what needs
- * memory (arguments, environment) is made before.
+ * Between clone() and execve() the child of a threaded program must do with system calls alone:
+ * what needs memory (arguments, environment) is made before.
  */
 #include "client.h"
 

@@ -4,31 +4,35 @@
  *
  * Three handlers of pthread_atfork(), registered once, with the first connection:
  *
- *	prepare	takes the list of handles and every handle's lock, so that the copy is consistent. None of them is
- *		ever held while waiting for a broker, so fork() waits for nobody.
+ *	prepare	takes the list of handles and every handle's lock, so that the copy is consistent.
+ *		None of them is ever held while waiting for a broker, so fork() waits for nobody.
  *	parent	lets go again.
- *	child	for each handle: a new connection, HELLO that names the parent, OPEN for each region, and no waiting
- *		for answers (pando__hail()); only after that the inherited socket is closed. The answers are read
- *		at the child's next call into the library. Until then it has no slot; memory works at once.
+ *	child	for each handle: a new connection, HELLO that names the parent, OPEN for each
+ *		region, and no waiting for answers (pando__hail()); only after that the inherited
+ *		socket is closed. The answers are read at the child's next call into the library.
+ *		Until then it has no slot; memory works at once.
  *
- * The order in the child matters. While it has the parent's socket, the broker sees no hang-up of the parent, even
- * if the parent has ended; when it does see it, the child's messages are queued already. So the
- * regions of a parent that dies right after fork() are not given up while the child is on its way.
+ * The order in the child matters. While it has the parent's socket, the broker sees no hang-up of
+ * the parent, even if the parent has ended; when it does see it, the child's messages are queued
+ * already. So the regions of a parent that dies right after fork() are not given up while the child
+ * is on its way.
  *
- * A parent that lives on could close a region while a child is on its way, and so end a transient one under it. It knows
- * how many children are on their way from a counter in a page that they share (`under_way`: plus one before
- * fork(), minus one by the child), and the last close of a region waits for them, a moment at most: a child may
- * have been killed.
+ * A parent that lives on could close a region while a child is on its way, and so end a transient
+ * one under it. It knows how many children are on their way from a counter in a page that they
+ * share (`under_way`: plus one before fork(), minus one by the child), and the last close of a
+ * region waits for them, a moment at most: a child may have been killed.
  *
- * The parent's slot page is made read-only in the child. Descriptors that another thread of the parent had just
- * received, and the list of mappings, are in order because they change under `lock`. What such a thread had on its
- * stack is lost, as after any fork().
+ * The parent's slot page is made read-only in the child. Descriptors that another thread of the
+ * parent had just received, and the list of mappings, are in order because they change under
+ * `lock`. What such a thread had on its stack is lost, as after any fork().
  *
- * A child made by vfork() or posix_spawn() shares the parent's memory until exec(), which leaves nothing: the sockets
- * are close-on-exec, the mappings go. A child made by _Fork() or clone() runs no handlers; its first call finds
- * a page (`mark`) that the kernel has wiped in the copy, and does the same then.
+ * A child made by vfork() or posix_spawn() shares the parent's memory until exec(), which leaves
+ * nothing: the sockets are close-on-exec, the mappings go. A child made by _Fork() or clone() runs
+ * no handlers; its first call finds a page (`mark`) that the kernel has wiped in the copy, and does
+ * the same then.
  *
- * The child handler calls only what is safe after fork() in a threaded program: no allocation, no stdio.
+ * The child handler calls only what is safe after fork() in a threaded program: no allocation, no
+ * stdio.
  */
 #include "client.h"
 
@@ -84,7 +88,7 @@ static void forked(struct pando *p)
 	pando__hang_up(p);
 	for (struct pando_region *r = p->regions; r; r = r->next)
 		disown_slot(r);
-	if (!p->live) /* another thread was about to get it, or to be rid of it: nobody has it here */
+	if (!p->live) /* a thread was about to get it, or be rid of it: it is nobody's here */
 		p->standing = PANDO__GONE;
 	else if (p->standing == PANDO__TALKING)
 		p->standing = PANDO__ADRIFT;

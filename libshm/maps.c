@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Reads /proc/self/maps, line by line, from a buffer on the stack: no allocation, since the library must not make
- * mappings while it looks at them. Lines longer than the buffer (paths can be) are cut, which costs the
- * end of a name at most.
+ * Reads /proc/self/maps, line by line, from a buffer on the stack: no allocation, since the library
+ * must not make mappings while it looks at them. Lines longer than the buffer (paths can be) are
+ * cut, which costs the end of a name at most.
  */
 #include "maps.h"
 

@@ -9,8 +9,8 @@
 #define PANDO__MAPS_TEXT 160
 
 /*
- * Describes the first mapping that overlaps [base, base + size): its range and its file, "anonymous memory" or
- * the kernel's name for it. Writes "something else" where /proc cannot be read.
+ * Describes the first mapping that overlaps [base, base + size): its range and its file, "anonymous
+ * memory" or the kernel's name for it. Writes "something else" where /proc cannot be read.
  */
 void pando__maps_find(uint64_t base, uint64_t size, char *text, size_t text_size);
 

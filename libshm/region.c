@@ -2,21 +2,23 @@
 /*
  * Regions in this process: opening, mapping, the slot, closing.
  *
- * Opening asks the broker, which answers with three descriptors; the heap is mapped at its address, ledger and slots
- * wherever there is room, and the descriptors are closed again. All of that is O(1) in the region's size: the whole
- * maximum is mapped at once, memory is there as far as it is committed, and page tables appear with use.
+ * Opening asks the broker, which answers with three descriptors; the heap is mapped at its address,
+ * ledger and slots wherever there is room, and the descriptors are closed again. All of that is
+ * O(1) in the region's size: the whole maximum is mapped at once, memory is there as far as it is
+ * committed, and page tables appear with use.
  *
- * Before a mapping is believed, its file is looked at: ledger and slots must have the size that was announced and be
- * sealed, so that no access can raise SIGBUS, and the ledger must be that of the region that was asked for. The entry
- * of the client table that the broker says is ours must name us; that also keeps the child of a fork() from
- * mistaking the region of another broker at the same address for its parent's.
+ * Before a mapping is believed, its file is looked at: ledger and slots must have the size that was
+ * announced and be sealed, so that no access can raise SIGBUS, and the ledger must be that of the
+ * region that was asked for. The entry of the client table that the broker says is ours must name
+ * us; that also keeps the child of a fork() from mistaking the region of another broker at the same
+ * address for its parent's.
  *
- * A region is opened once in a handle and counted after that. The count and the list change under the handle's
- * lock; the last close and the first open take the turn first, so that they cannot overtake each other on
- * their way to the broker.
+ * A region is opened once in a handle and counted after that. The count and the list change under
+ * the handle's lock; the last close and the first open take the turn first, so that they cannot
+ * overtake each other on their way to the broker.
  *
- * If a region that was just made cannot be mapped (something is in the way), it is given back: nothing is left
- * of a call that failed.
+ * If a region that was just made cannot be mapped (something is in the way), it is given back:
+ * nothing is left of a call that failed.
  */
 #include "client.h"
 
@@ -76,7 +78,10 @@ int pando__region_take_slot(struct pando_region *r, const struct pando__msg_open
 	slot = (struct pando__slot *)(r->slots + (size_t)opened->slot * PANDO__SLOT_SIZE);
 	if (mprotect(slot, PANDO__SLOT_SIZE, PROT_READ | PROT_WRITE) < 0)
 		return -errno;
-	/* Killed anywhere in here: the page has no magic, nobody believes it, the broker zeroes it. */
+	/*
+	 * Killed anywhere in here: the page has no magic, nobody believes it, the broker zeroes
+	 * it.
+	 */
 	PANDO_INJECT("client.slot.fields");
 	slot->version = PANDO__LAYOUT_VERSION;
 	slot->client_id = client_id;
@@ -337,7 +342,9 @@ static int check_open(const char *name, unsigned int flags, const struct pando_r
 	return flags & PANDO_CREATE ? check_options(name, o) : 0;
 }
 
-/* Counts one more open of a region that is open already. 1: done; 0: it is not open; or an error. */
+/*
+ * Counts one more open of a region that is open already. 1: done; 0: it is not open; or an error.
+ */
 static int open_again(struct pando *p, const char *name, unsigned int flags,
 		      struct pando_region **out)
 {
@@ -415,7 +422,10 @@ int pando_region_open_sized(struct pando *p, const char *name, unsigned int flag
 	return rc < 0 ? rc : 0;
 }
 
-/* The last close: unmaps, then tells the broker, which may give the slot to another after that. Turn held. */
+/*
+ * The last close: unmaps, then tells the broker, which may give the slot to another after that.
+ * Turn held.
+ */
 static int close_last(struct pando *p, struct pando_region *r, int connected)
 {
 	struct pando__msg request, reply;
@@ -501,7 +511,10 @@ void *pando_region_base(const struct pando_region *r)
 
 uint64_t pando_region_size(const struct pando_region *r)
 {
-	/* Pairs with the broker's release store, which follows the commit and precedes the decommit. */
+	/*
+	 * Pairs with the broker's release store, which follows the commit and precedes the
+	 * decommit.
+	 */
 	return pando__load_acquire(&r->ledger->committed);
 }
 

@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What attaching costs: opening and closing a region of at most 1 GiB against one of at most 64 GiB, with 2 MiB and
- * with 256 MiB committed, in turn, so that whatever the machine does meanwhile hits all alike.
+ * What attaching costs: opening and closing a region of at most 1 GiB against one of at most 64
+ * GiB, with 2 MiB and with 256 MiB committed, in turn, so that whatever the machine does meanwhile
+ * hits all alike.
  *
- * Prints one JSON object a line: per region the median and the 10th and 90th percentile of opening, and of closing, in
- * microseconds; then the ratio of the medians of the largest and the smallest. Batches are compared by their
- * medians and the best batch counts: noise only ever adds.
+ * Prints one JSON object a line: per region the median and the 10th and 90th percentile of opening,
+ * and of closing, in microseconds; then the ratio of the medians of the largest and the smallest.
+ * Batches are compared by their medians and the best batch counts: noise only ever adds.
  *
- * Exit status 1 if the ratio is 1.2 or more, or the median of opening 200 us or more. Environment: BENCH_ROUNDS (opens
- * a batch, 400).
+ * Exit status 1 if the ratio is 1.2 or more, or the median of opening 200 us or more. Environment:
+ * BENCH_ROUNDS (opens a batch, 400).
  */
 #include "harness.h"
 

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * See harness.h. The runner itself is single-threaded, and the subreaper of all that the tests start: a process that
- * has lost its parent comes to the runner, which finds it after the test and counts it as left over.
+ * See harness.h. The runner itself is single-threaded, and the subreaper of all that the tests
+ * start: a process that has lost its parent comes to the runner, which finds it after the test and
+ * counts it as left over.
  */
 #include "harness.h"
 

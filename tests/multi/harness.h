@@ -2,17 +2,20 @@
 /*
  * The runner of the multi-process tests: a private broker per test, and nothing left over.
  *
- * A test is a function that runs in a process of its own, with a `pandod` of its own that listens in a scratch folder
- * (or none: HARNESS_NO_BROKER). When the function returns, the runner checks that
+ * A test is a function that runs in a process of its own, with a `pandod` of its own that listens
+ * in a scratch folder (or none: HARNESS_NO_BROKER). When the function returns, the runner checks
+ * that
  *
- *	- the test's process has the descriptors and region mappings that it had before, and no child;
- *	- the broker has no region and no client but the checker, and supervisor and broker have as many descriptors and
+ *	- the test's process has the descriptors and region mappings that it had before, and no
+ *	child;
+ *	- the broker has no region and no client but the checker, and supervisor and broker have as
+ *	many descriptors and
  *	  region mappings as before (given two seconds to get there);
  *	- the broker ends with 0 on SIGTERM, and no process of the test is left.
  *
- * A failed check ends the test's process at once with a line that says where; the runner kills what it had
- * started and goes on with the next test. Assertions work in the test's children as well: they end the child, with
- * status HARNESS_FAILED, which the test must ask for with harness_join().
+ * A failed check ends the test's process at once with a line that says where; the runner kills what
+ * it had started and goes on with the next test. Assertions work in the test's children as well:
+ * they end the child, with status HARNESS_FAILED, which the test must ask for with harness_join().
  *
  *	static void test_something(struct harness *h)
  *	{
@@ -26,8 +29,8 @@
  *		return harness_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0]));
  *	}
  *
- * Arguments of the program: names of tests to run (default: all). The daemon is $PANDO_BROKER_PROGRAM.
- * Exit status: 0, 1 (a test failed), 77 (all were skipped).
+ * Arguments of the program: names of tests to run (default: all). The daemon is
+ * $PANDO_BROKER_PROGRAM. Exit status: 0, 1 (a test failed), 77 (all were skipped).
  */
 #ifndef TESTS_HARNESS_H
 #define TESTS_HARNESS_H
@@ -75,7 +78,10 @@ void harness_start(struct harness *h, const char *const *args);
 bool harness_try_start(struct harness *h, const char *const *args, char *text, size_t size);
 /* Ends it by SIGTERM and expects status 0. */
 void harness_stop(struct harness *h);
-/* Takes the measure of broker and supervisor against which the end is checked. Done by the runner after starting. */
+/*
+ * Takes the measure of broker and supervisor against which the end is checked. Done by the runner
+ * after starting.
+ */
 void harness_baseline(struct harness *h);
 
 /* Connects to the test's broker, or fails the test. */
@@ -98,7 +104,10 @@ unsigned int harness_fds(pid_t pid);
 unsigned int harness_maps(pid_t pid, const char *text);
 /* A value of /proc/PID/status ("VmRSS", "VmPTE", ...) in KiB, or -1. pid 0: of /proc/meminfo. */
 long harness_kib(pid_t pid, const char *key);
-/* KiB of memory in the region files that a process has open: exact, whatever else the machine does. */
+/*
+ * KiB of memory in the region files that a process has open: exact, whatever else the machine
+ * does.
+ */
 uint64_t harness_file_kib(pid_t pid);
 void harness_sleep_ms(unsigned int ms);
 uint64_t harness_now_ns(void);

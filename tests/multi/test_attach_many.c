@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Many clients at once, and many that come and go and are killed, with nothing left over: no descriptor, mapping or
- * process, no slot of the client table, no page of any file, and no growth of the broker.
+ * Many clients at once, and many that come and go and are killed, with nothing left over: no
+ * descriptor, mapping or process, no slot of the client table, no page of any file, and no growth
+ * of the broker.
  *
  * Environment: PANDO_TEST_CLIENTS (1000 at once), PANDO_TEST_ROUNDS (10000).
  */
@@ -62,7 +63,10 @@ static void compare(struct harness *h, const struct measure *before, long slack)
 	CHECK_INT(after.broker_fds, before->broker_fds);
 	CHECK_INT(after.daemon_fds, before->daemon_fds);
 	CHECK_INT(after.maps, before->maps);
-	/* A slot's page stays with its region, for the next client; the table may have grown by a few. */
+	/*
+	 * A slot's page stays with its region, for the next client; the table may have grown by a
+	 * few.
+	 */
 	CHECK(after.files <= before->files + 16 * 4);
 #ifdef __SANITIZE_ADDRESS__
 	slack += 256 << 10; /* its quarantine */

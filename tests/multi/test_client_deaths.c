@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * A client is killed at each of the library's injection points, in the first and in later passages, as parent and as
- * the child of a fork(). Each time the broker must be as before, and the region as good as ever for the next client.
+ * A client is killed at each of the library's injection points, in the first and in later passages,
+ * as parent and as the child of a fork(). Each time the broker must be as before, and the region as
+ * good as ever for the next client.
  *
  * The victim is this program, executed again: points are armed when a program starts.
  */

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The embedded broker: started with the first pando_connect(NULL), shared by this program, its children and what they
- * execute, gone with the last of them; nothing that the host program could notice.
+ * The embedded broker: started with the first pando_connect(NULL), shared by this program, its
+ * children and what they execute, gone with the last of them; nothing that the host program could
+ * notice.
  */
 #include "harness.h"
 

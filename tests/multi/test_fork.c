@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * fork() and its relatives: each child a client of its own, whatever its parent was doing, and whatever becomes of
- * the parent or the broker.
+ * fork() and its relatives: each child a client of its own, whatever its parent was doing, and
+ * whatever becomes of the parent or the broker.
  */
 #include "harness.h"
 
@@ -364,7 +364,10 @@ static void test_broker_stopped(struct harness *h)
 	pando_disconnect(p);
 }
 
-/* No descriptor is free when a child is made: it works all the same, and has its slot when there is one. */
+/*
+ * No descriptor is free when a child is made: it works all the same, and has its slot when there
+ * is one.
+ */
 static void test_no_descriptors(struct harness *h)
 {
 	struct pando *p = harness_connect(h);
@@ -405,7 +408,10 @@ static void *connect_again(void *arg)
 	return NULL;
 }
 
-/* Other threads connect and leave while children are made: none inherits a handle that nobody has. */
+/*
+ * Other threads connect and leave while children are made: none inherits a handle that nobody
+ * has.
+ */
 static void test_during_connect(struct harness *h)
 {
 	struct pando *p = harness_connect(h);
@@ -422,7 +428,10 @@ static void test_during_connect(struct harness *h)
 			unsigned int now = harness_fds(getpid());
 
 			CHECK(pando_client_id(p) != 0);
-			/* At most what a thread had between two calls: a handle, whole, but lost with the thread. */
+			/*
+			 * At most what a thread had between two calls: a handle, whole, but lost
+			 * with the thread.
+			 */
 			CHECK(now <= fds + 3);
 			_exit(0);
 		}

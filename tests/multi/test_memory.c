@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Memory: what is committed is there, to the last page, and never raises SIGBUS; what cannot be had is an error that leaves
- * everything as it was; what is given back comes back to the system.
+ * Memory: what is committed is there, to the last page, and never raises SIGBUS; what cannot be had
+ * is an error that leaves everything as it was; what is given back comes back to the system.
  */
 #include "harness.h"
 
@@ -23,7 +23,10 @@ static void write_file(const char *path, const char *text)
 		harness_fail(__FILE__, __LINE__, "%s: %s", path, strerror(errno));
 }
 
-/* Makes a memory control group (v2 or v1) with a limit; skips the test where that is not possible. */
+/*
+ * Makes a memory control group (v2 or v1) with a limit; skips the test where that is not
+ * possible.
+ */
 static void make_group(char *path, size_t size)
 {
 	char file[200], text[32];
@@ -128,8 +131,8 @@ static long shmem(void)
 }
 
 /*
- * Counted in the region's own files, which is exact, and shown in what the kernel says of the machine, where others
- * come and go: there it must be seen in one attempt of three.
+ * Counted in the region's own files, which is exact, and shown in what the kernel says of the
+ * machine, where others come and go: there it must be seen in one attempt of three.
  */
 static bool given_back(struct harness *h, struct pando *p)
 {

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Regions against a real broker: their life, every documented error of region.h and connect.h that can be had
- * on this machine, resizing, and a broker that is stopped, killed, or gone with its supervisor.
+ * Regions against a real broker: their life, every documented error of region.h and connect.h that
+ * can be had on this machine, resizing, and a broker that is stopped, killed, or gone with its
+ * supervisor.
  */
 #include "harness.h"
 

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* See fake_broker.h. Anything that goes wrong in here aborts: it is the test that is broken then. */
+/*
+ * See fake_broker.h. Anything that goes wrong in here aborts: it is the test that is broken then.
+ */
 #include "fake_broker.h"
 
 #include <errno.h>
@@ -346,7 +348,9 @@ static void *run(void *arg)
 		struct pollfd pfd[2 + FAKE_CONNECTIONS] = {{.fd = b->stop_read, .events = POLLIN},
 							   {.fd = b->listener, .events = POLLIN}};
 
-		/* Only those in use: poll() refuses more entries than the process may open files. */
+		/*
+		 * Only those in use: poll() refuses more entries than the process may open files.
+		 */
 		for (int i = 0; i < FAKE_CONNECTIONS; i++) {
 			if (b->connections[i].socket < 0)
 				continue;

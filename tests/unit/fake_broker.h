@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * A broker for unit tests of the client library: a thread of the test's own process that speaks the protocol over a
- * real socket and hands out real memory files, without any of a broker's judgement.
+ * A broker for unit tests of the client library: a thread of the test's own process that speaks the
+ * protocol over a real socket and hands out real memory files, without any of a broker's judgement.
  *
- * It answers sanely by itself. A test that wants it otherwise sets `script`, which sees every message first and
- * returns true for what it has dealt with. The script runs in the broker's thread: it must not use cmocka's
- * assertions.
+ * It answers sanely by itself. A test that wants it otherwise sets `script`, which sees every
+ * message first and returns true for what it has dealt with. The script runs in the broker's
+ * thread: it must not use cmocka's assertions.
  */
 #ifndef TESTS_FAKE_BROKER_H
 #define TESTS_FAKE_BROKER_H

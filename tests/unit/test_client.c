@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The client library against a broker that misbehaves on cue (fake_broker.h): what a real one does once in a
- * thousand restarts happens here each time.
+ * The client library against a broker that misbehaves on cue (fake_broker.h): what a real one does
+ * once in a thousand restarts happens here each time.
  *
- * Every test checks at its end that it has left no descriptor and no mapping of a region behind. Children say
- * what they found by their exit status.
+ * Every test checks at its end that it has left no descriptor and no mapping of a region behind.
+ * Children say what they found by their exit status.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -342,7 +342,9 @@ static void test_collision(void **state)
 	munmap(base, 4096);
 }
 
-/* Restarts on the first RESIZE, then answers it twice: once from the socket's queue, once resent. */
+/*
+ * Restarts on the first RESIZE, then answers it twice: once from the socket's queue, once resent.
+ */
 static bool restart_on_resize(struct fake_broker *b, struct fake_connection *c,
 			      const struct pando__msg *msg)
 {
@@ -598,7 +600,10 @@ static void *ask_status(void *arg)
 	return (void *)(intptr_t)pando_broker_info(arg, &info);
 }
 
-/* A thread waits for the broker; fork() must not wait with it, and the child must be able to talk. */
+/*
+ * A thread waits for the broker; fork() must not wait with it, and the child must be able to
+ * talk.
+ */
 static void test_fork_during_call(void **state)
 {
 	struct fixture *f = *state;
@@ -671,7 +676,7 @@ static void test_host_closes_socket(void **state)
 	struct pando_broker_info info;
 	int ours = dup(0), taken;
 
-	close(ours); /* the next free number; those below are all in use, so the socket is one of them */
+	close(ours); /* the next free number: the socket is one of those below */
 	for (int fd = 3; fd < ours; fd++) {
 		int type = 0;
 		socklen_t size = sizeof(type), peer = 0;
