@@ -105,6 +105,24 @@ static void test_transient(struct harness *h)
 	pando_disconnect(q);
 }
 
+/* The access list of region "here", to its end. */
+static void grants(struct pando *p)
+{
+	struct pando_region_info info;
+
+	CHECK_ERR(pando_region_grant(p, "absent", PANDO_GRANT_UID, 1, PANDO_RIGHT_READ), ENOENT,
+		  "absent");
+	CHECK_OK(pando_region_grant(p, "here", PANDO_GRANT_UID, 0, 0));
+	for (uint32_t i = 0; i < 32; i++)
+		CHECK_OK(
+			pando_region_grant(p, "here", PANDO_GRANT_UID, 1000 + i, PANDO_RIGHT_READ));
+	CHECK_ERR(pando_region_grant(p, "here", PANDO_GRANT_UID, 2000, PANDO_RIGHT_READ), ENOSPC,
+		  "32");
+	CHECK_OK(pando_region_grant(p, "here", PANDO_GRANT_UID, 1001, 0));
+	CHECK_OK(pando_region_lookup(p, "here", &info));
+	CHECK_INT(info.grants, 31);
+}
+
 static void test_errors(struct harness *h)
 {
 	struct pando *p = harness_connect(h), *q;
@@ -149,17 +167,7 @@ static void test_errors(struct harness *h)
 	CHECK_ERR(pando_region_resize(r, st.max_size + 1), EINVAL, "maximum");
 	CHECK_ERR(pando_region_destroy(p, "absent"), ENOENT, "absent");
 	CHECK_ERR(pando_region_lookup(p, "absent", &info), ENOENT, "absent");
-	CHECK_ERR(pando_region_grant(p, "absent", PANDO_GRANT_UID, 1, PANDO_RIGHT_READ), ENOENT,
-		  "absent");
-	CHECK_OK(pando_region_grant(p, "here", PANDO_GRANT_UID, 0, 0));
-	for (uint32_t i = 0; i < 32; i++)
-		CHECK_OK(
-			pando_region_grant(p, "here", PANDO_GRANT_UID, 1000 + i, PANDO_RIGHT_READ));
-	CHECK_ERR(pando_region_grant(p, "here", PANDO_GRANT_UID, 2000, PANDO_RIGHT_READ), ENOSPC,
-		  "32");
-	CHECK_OK(pando_region_grant(p, "here", PANDO_GRANT_UID, 1001, 0));
-	CHECK_OK(pando_region_lookup(p, "here", &info));
-	CHECK_INT(info.grants, 31);
+	grants(p);
 	/* Nothing of all that has changed what was there. */
 	CHECK_INT(pando_region_size(r), st.size);
 	CHECK_ERR(pando_connect(&q, "@pando-test-nobody"), ECONNREFUSED, "no broker is running");
