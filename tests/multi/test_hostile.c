@@ -4,7 +4,8 @@
  *
  * One attack a test. During each attack a victim in another process goes on opening, closing and
  * asking, and measures how long the slowest answer takes; afterwards the broker must be the same
- * process, hold as many descriptors as before and count no client but ours.
+ * process, hold as many descriptors as before (as must the supervisor) and count no client but
+ * ours.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -32,7 +33,7 @@ static struct shared {
 
 static struct daemon d;
 static pid_t victim, broker;
-static int fds_before;
+static int fds_before, supervisor_fds_before;
 
 /* Opens, looks, closes, asks: until told to stop. */
 static void be_the_victim(void)
@@ -77,6 +78,7 @@ static void begin(void)
 	daemon_status(&d, &info);
 	broker = info.broker_pid;
 	fds_before = daemon_broker_fds(&d);
+	supervisor_fds_before = daemon_fds(d.pid);
 	victim = fork();
 	CHECK(victim >= 0);
 	if (victim == 0) {
@@ -103,7 +105,11 @@ static void end(void)
 	CHECK(waitpid(victim, &status, 0) == victim);
 	CHECK_EQ(status, 0);
 	CHECK(shared->answers >= answers + 3);
+	limit = daemon_now() + 5;
 	daemon_settle(&d, 0, fds_before);
+	while (daemon_fds(d.pid) > supervisor_fds_before && daemon_now() < limit)
+		daemon_nap(0.001);
+	CHECK_EQ(daemon_fds(d.pid), supervisor_fds_before);
 	daemon_status(&d, &info);
 	CHECK_EQ(info.broker_pid, broker);
 	CHECK_EQ(info.regions, 1);
