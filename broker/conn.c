@@ -439,14 +439,17 @@ static struct conn *conn_new(struct server *s, int fd, int pidfd, uint64_t id,
 static void accepted(struct server *s, int fd)
 {
 	struct identity who = {0};
-	uint64_t start;
-	pid_t pid = 0, parent;
-	int rc = identify(fd, &who, &pid), pidfd;
+	uint64_t start = 0;
+	pid_t pid = 0, parent = 0;
+	int rc = identify(fd, &who, &pid), pidfd = -1;
 	struct conn *c;
 
-	pidfd = rc < 0 ? rc : open_pidfd(fd, pid, &start, &parent);
-	if (pidfd < -1) {
-		log_error("cannot admit process %d: %s", pid, strerror(-pidfd));
+	if (rc == 0) {
+		pidfd = open_pidfd(fd, pid, &start, &parent);
+		rc = pidfd < -1 ? pidfd : 0;
+	}
+	if (rc < 0) { /* who cannot be told apart from others is nobody */
+		log_error("cannot admit process %d: %s", pid, strerror(-rc));
 		free(who.groups);
 		shutdown(fd, SHUT_RDWR);
 		close(fd);
