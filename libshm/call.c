@@ -530,6 +530,7 @@ int pando__call(struct pando *p, struct pando__msg *request, enum pando__msg_typ
 		uint64_t commit, struct pando__msg *reply)
 {
 	uint64_t deadline = deadline_of(p, commit);
+	unsigned int resent = 0;
 	int rc;
 
 	request->header.seq = ++p->seq;
@@ -541,6 +542,11 @@ int pando__call(struct pando *p, struct pando__msg *request, enum pando__msg_typ
 		rc = take(p, request->header.seq, reply);
 		if (rc == TOOK_REPLY)
 			return judge(p, expect, reply);
+		if (rc == TOOK_RESTART && resent++ == PANDO__RESENDS_MAX)
+			return pando__fail(ETIMEDOUT,
+					   "the broker at %s has died %u times with this request "
+					   "unanswered; its log may say why",
+					   p->address, resent);
 		if (rc == TOOK_RESTART) {
 			deadline = deadline_of(p, commit);
 			rc = send_request(p, request, deadline);

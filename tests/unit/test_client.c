@@ -372,6 +372,31 @@ static void test_restart(void **state)
 	pando_region_close(r);
 }
 
+/* A request that each broker dies of is given up, and the next one is none the worse for it. */
+static bool die_of_resize(struct fake_broker *b, struct fake_connection *c,
+			  const struct pando__msg *msg)
+{
+	(void)b;
+	if (msg->header.type != PANDO__MSG_RESIZE || msg->resize.size != 2 * MIB)
+		return false;
+	fake_notice(c, PANDO__NOTICE_RESTARTED);
+	return true;
+}
+
+static void test_deadly_request(void **state)
+{
+	struct fixture *f = *state;
+	struct pando_region *r = make(f, "one");
+
+	fake_script(&f->broker, die_of_resize);
+	assert_int_equal(pando_region_resize(r, 2 * MIB), -ETIMEDOUT);
+	assert_non_null(strstr(pando_strerror_last(), "has died 17 times"));
+	wait_seen(&f->broker, PANDO__MSG_RESIZE, 17);
+	assert_int_equal(pando_region_resize(r, 3 * MIB), 0);
+	fake_script(&f->broker, NULL);
+	pando_region_close(r);
+}
+
 static bool restart_on_open(struct fake_broker *b, struct fake_connection *c,
 			    const struct pando__msg *msg)
 {
@@ -714,6 +739,7 @@ int main(void)
 		TEST(test_walk),
 		TEST(test_collision),
 		TEST(test_restart),
+		TEST(test_deadly_request),
 		TEST(test_timeout),
 		TEST(test_restart_behind_answer),
 		TEST(test_gone),

@@ -62,12 +62,12 @@ struct pando_region_options {
  *
  * Returns 0; -ENOENT (no such region), -EEXIST, -EINVAL (bad name, size 0, size over max_size,
  * unaligned address, unknown flag), -EACCES (mode bits and access list say no; or it is open here already, but
- * read-only), -EADDRINUSE (another
- * region has that address), -EADDRNOTAVAIL (something else is mapped there in this process: the
- * sentence names it), -ENOMEM (more than the machine or the huge page pool has free), -EDQUOT (quota
+ * read-only), -EADDRINUSE (another region has that address), -EADDRNOTAVAIL (something else is mapped
+ * there in this process: the sentence names it), -ENOMEM (more than the machine or the huge page pool has free), -EDQUOT (quota
  * of this user), -EUSERS (client table full), -EOPNOTSUPP (backend unavailable here),
  * -ESHUTDOWN (the broker is about to end and makes no new regions),
- * -ECONNRESET (the broker and its supervisor are gone), -ETIMEDOUT (the broker is stopped), -EMFILE (three
+ * -ECONNRESET (the broker and its supervisor are gone), -ETIMEDOUT (the broker is stopped, or
+ * has died 17 times over this request), -EMFILE (three
  * descriptors are needed for a moment), -EPROTO (what the broker sent makes no sense).
  * Any thread; not async-signal-safe. May wait for the broker (committing 1 GiB takes about 0.3 s).
  */
