@@ -48,6 +48,7 @@
 #include "store.h"
 #include "window.h"
 
+#define BROKER_ANSWERED 64u /* more than a client sends ahead */
 #define BROKER_PIECE (64ull << 20) /* bytes of memory that are taken between two looks around */
 
 struct broker;
@@ -83,7 +84,9 @@ struct client {
 	bool busy; /* a request is under way: do not bring the next one */
 	bool hung_up; /* ops->hangup was called: nothing is sent any more */
 	uint64_t seq; /* of the request that is being done */
-	uint64_t answered; /* highest seq answered by this broker process */
+	/* Of one that is taken up: what this process has answered, so that copies are known. */
+	uint64_t answered[BROKER_ANSWERED];
+	unsigned int answered_count;
 	uint64_t found_removed; /* seq of a REMOVE which the broker before this one did */
 	bool dead; /* its process has ended, but a child still has its connection */
 	bool taken_up; /* it was a client of the broker before this one */

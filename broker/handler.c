@@ -9,8 +9,8 @@
  * again.
  *
  * After a restart each client sends the request again that it has no answer for, though the first
- * copy may lie unread in the socket. Sequence numbers grow, so a copy of what this broker process
- * has answered is dropped.
+ * copy may lie unread in the socket; and what the dead broker had read comes behind what it left
+ * unread. So copies of what this broker process has answered are known one by one, and dropped.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -28,8 +28,8 @@ static void finish(struct client *c)
 	const bool was_busy = c->busy;
 
 	c->busy = false;
-	if (c->seq > c->answered)
-		c->answered = c->seq;
+	if (c->taken_up)
+		c->answered[c->answered_count++ % BROKER_ANSWERED] = c->seq;
 	if (was_busy && !c->hung_up)
 		c->broker->ops->idle(c);
 }
@@ -251,6 +251,18 @@ void handler_malformed(struct client *c, const char *why)
 	refuse(c, -EPROTO, why);
 }
 
+/*
+ * For one that is taken up: true if the message is a copy of one that was answered, or was sent behind
+ * a HELLO that the dead broker took with it and that will come again, with all that was behind it.
+ */
+static bool comes_again(const struct client *c, const struct pando__msg *msg)
+{
+	for (unsigned int i = 0; i < BROKER_ANSWERED && i < c->answered_count; i++)
+		if (c->answered[i] == msg->header.seq)
+			return true;
+	return !c->record.greeted && msg->header.type != PANDO__MSG_HELLO;
+}
+
 void handler_packet(struct client *c, const void *packet, size_t length, unsigned int nfds)
 {
 	struct pando__msg msg;
@@ -259,7 +271,7 @@ void handler_packet(struct client *c, const void *packet, size_t length, unsigne
 
 	rc = pando__msg_parse(PANDO__TO_BROKER, packet, length, nfds, &msg, why, sizeof(why));
 	c->broker->requests_total++;
-	if (rc == 0 && c->taken_up && msg.header.seq <= c->answered)
+	if (rc == 0 && c->taken_up && comes_again(c, &msg))
 		return;
 	c->seq = length >= sizeof(msg.header) ? msg.header.seq : 0;
 	PANDO_INJECT("broker.request.received");
