@@ -153,7 +153,7 @@ static void try_userfaultfd(void)
 		diag("no UFFD_FEATURE_WP_ASYNC: %s", strerror(errno));
 		close(fd);
 		fd = (int)CHECK_OK(syscall(SYS_userfaultfd, O_CLOEXEC));
-		api.features = 0;
+		api = (struct uffdio_api){ .api = UFFD_API };
 		CHECK_OK(ioctl(fd, UFFDIO_API, &api));
 	}
 	for (i = 0; i < ARRAY_SIZE(modes); i++) {
