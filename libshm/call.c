@@ -265,7 +265,8 @@ static void inherited_answer(struct pando *p, struct pando_region *r, const stru
 		}
 		unclaimed(p, msg->opened.region_id);
 	} else if (msg->header.type == PANDO__MSG_ERROR &&
-		   (msg->error.error == ENOMEM || msg->error.error == EDQUOT ||
+		   (p->hello_seq /* a new broker that has not seen our HELLO */ ||
+		    msg->error.error == ENOMEM || msg->error.error == EDQUOT ||
 		    msg->error.error == EUSERS || msg->error.error == EAGAIN)) {
 		r->membership = PANDO__UNSENT; /* may go better at a later call */
 		return;
