@@ -443,9 +443,9 @@ static void daemons(void)
 	waitpid(pid, &status, 0);
 	dup2(messages, 2);
 	close(messages);
-	value("daemonised", status);
 	while (read(ends[0], &c, 1) > 0)
 		;
+	value("daemonised", status);
 	close(ends[0]);
 	value("daemon's byte", p[5]);
 	munmap(p, size);
