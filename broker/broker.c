@@ -70,7 +70,7 @@ void broker_forget(struct broker *b, enum store_kind kind, uint64_t id)
 void broker_put_all(struct broker *b, unsigned int (*descriptors)(struct client *c, int *fds))
 {
 	for (struct region *r = b->regions; r; r = r->next)
-		if (r->state != REGION_CREATING)
+		if (r->state == REGION_LIVE)
 			region_put(r, true);
 	for (struct client *c = b->clients; c; c = c->next) {
 		int fds[STORE_MAX_FDS];

@@ -17,6 +17,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <linux/sockios.h>
 
 #include "common/atomic.h"
 #include "common/inject.h"
@@ -24,6 +28,9 @@
 
 #include "broker.h"
 #include "log.h"
+
+#define FREE_MS 200  /* how long to wait for the memory of regions that are being freed */
+#define FORGET_MS 50 /* how long the supervisor may take to read what it was sent */
 
 static uint64_t least(uint64_t a, uint64_t b)
 {
@@ -87,6 +94,19 @@ static void turn_back(struct job *job, uint64_t from, uint64_t to)
 	job->end = to;
 }
 
+/* Memory that is missing may be with a region that is on its way out: it is waited for a little. */
+static int patiently(const struct job *job, int (*ask)(const struct job *job))
+{
+	int rc = ask(job);
+
+	for (int ms = 0; rc == -ENOMEM && ms < FREE_MS && pando__load_relaxed(&job->broker->frees); ms++) {
+		usleep(1000);
+		rc = ask(job);
+	}
+	/* The last of them may have gone after we had asked. */
+	return rc == -ENOMEM ? ask(job) : rc;
+}
+
 static int begin_taking(struct job *job)
 {
 	int rc = 0;
@@ -94,20 +114,26 @@ static int begin_taking(struct job *job)
 	job->begun = true;
 	if (job->kind == JOB_CREATE)
 		rc = region_make_files(job->region);
-	return rc < 0 ? rc : enough_memory(job);
+	return rc < 0 ? rc : patiently(job, enough_memory);
+}
+
+static int take_piece(const struct job *job)
+{
+	const struct region *r = job->region;
+
+	return r->backend->commit(r->heap_fd, job->at, least(BROKER_PIECE, job->end - job->at));
 }
 
 /* One piece. When it fails, what was taken is given back. */
 static void take(struct job *job)
 {
-	struct region *r = job->region;
 	uint64_t n = least(BROKER_PIECE, job->end - job->at);
 	int rc = job->begun ? 0 : begin_taking(job);
 
 	if (rc == 0 && pando__load_relaxed(&job->cancelled))
 		rc = pando__fail(ECANCELED, "the client is gone");
 	if (rc == 0) {
-		rc = r->backend->commit(r->heap_fd, job->at, n);
+		rc = patiently(job, take_piece);
 		job->at += n; /* a piece that failed may be there in part */
 		PANDO_INJECT("broker.commit.piece");
 	}
@@ -118,19 +144,47 @@ static void take(struct job *job)
 	}
 }
 
+/*
+ * Gives up the heap's file, whose memory goes with its last mapping. It is not punched out of the file: the broker
+ * cannot know that nobody maps it. A process may be there that is no client: the child of a
+ * program that dropped its rights, that closed all descriptors, or that could not reach the broker.
+ *
+ * The supervisor has been told to forget the region, and its descriptors with it. It is given a moment to do so, so
+ * that it is this thread that frees the memory, before those who wait for it are answered.
+ */
+static void let_go(struct region *r)
+{
+	int unread = 0;
+
+	for (int ms = 0; r->broker->store && ms < FORGET_MS; ms++) {
+		if (ioctl(store_fd(r->broker->store), SIOCOUTQ, &unread) != 0 || unread == 0)
+			break;
+		usleep(1000);
+	}
+	if (r->broker->store)
+		usleep(1000);
+	if (r->heap_fd >= 0)
+		close(r->heap_fd);
+	if (r->heap_ro >= 0)
+		close(r->heap_ro);
+	r->heap_fd = r->heap_ro = -1;
+}
+
 static void give(struct job *job)
 {
 	const struct region *r = job->region;
 	uint64_t n = least(BROKER_PIECE, job->end - job->at);
 
+	if (job->kind == JOB_FREE) {
+		let_go(job->region);
+		job->at = job->end;
+		return;
+	}
 	if (n == 0)
 		return;
 	if (r->backend->decommit(r->heap_fd, job->at, n) < 0)
 		log_error("region \"%s\": %s", r->record.name, pando_strerror_last());
 	job->at += n;
-	/* The server ends: the kernel gives it back faster. */
-	if (job->kind == JOB_FREE && pando__load_relaxed(&job->cancelled))
-		job->at = job->end;
 }
 
 void job_work(struct job *job)
@@ -227,7 +281,7 @@ static void freed(struct region *r)
 	/* Killed before this: the successor finds the record destroyed and frees it again. */
 	broker_forget(b, STORE_REGION, r->record.id);
 	PANDO_INJECT("broker.free.forgotten");
-	b->frees--;
+	(void)pando__add_relaxed(&b->frees, -1);
 	region_free(r);
 	handler_resume(&b->freeing);
 }

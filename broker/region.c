@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "backend/file.h"
+#include "common/atomic.h"
 #include "common/inject.h"
 
 #include "broker.h"
@@ -171,7 +172,9 @@ static void begin_dying(struct region *r)
 		window_release(&b->window, r->record.base);
 		r->placed = false;
 	}
-	b->frees++;
+	/* Killed after this: nobody knows it any more, and the kernel closes its files. */
+	broker_forget(b, STORE_REGION, r->record.id);
+	(void)pando__add_relaxed(&b->frees, 1);
 	b->region_count--;
 	job_start(r, JOB_FREE, NULL, 0, r->record.committed);
 }
