@@ -49,6 +49,9 @@ LD_PRELOAD=$asan "$conform" "${detail[@]}" 2052 >"$work/plain"
 diff -u "$work/plain" "$work/shim" || fail "without a broker the program sees a difference"
 check "no reason is given" grep -q 'stays plain: no broker is running at' "$work/messages.log"
 
+# From here on, programs that are not instrumented are run with the shim.
+[ -z "$asan" ] || export LD_PRELOAD=$asan
+
 # No huge pages: the same.
 if [ "$backend" = hugetlb ]; then
 	unreserve
