@@ -457,6 +457,21 @@ int pando__await_welcome(struct pando *p)
 	return 0;
 }
 
+/*
+ * Reads what came while nobody was listening, notices of restarts above all: one that is older than a
+ * request is no reason to send it again.
+ */
+static int catch_up(struct pando *p)
+{
+	struct pando__msg msg;
+	int rc;
+
+	do
+		rc = take(p, 0, &msg);
+	while (rc >= 0);
+	return rc == -EAGAIN ? 0 : rc;
+}
+
 int pando__begin(struct pando *p)
 {
 	int rc = 0;
@@ -482,6 +497,8 @@ int pando__begin(struct pando *p)
 	pthread_mutex_unlock(&p->lock);
 	if (rc == 0)
 		rc = pando__await_welcome(p);
+	if (rc == 0)
+		rc = catch_up(p);
 	if (rc == 0)
 		ask_inherited(p);
 	return rc;

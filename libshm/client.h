@@ -48,7 +48,7 @@
 
 #define PANDO__TIMEOUT_MS 10000 /* for an answer; $PANDO_TIMEOUT overrides it */
 #define PANDO__COMMIT_RATE 64 /* bytes a microsecond that a busy machine commits at least */
-#define PANDO__RESENDS_MAX 16 /* of one request: perhaps it is what kills the broker */
+#define PANDO__RESENDS_MAX 100 /* of one request: perhaps it is what kills the broker */
 #define PANDO__NO_SLOT UINT32_MAX
 #define PANDO__UNCLAIMED_MAX 8
 

@@ -34,6 +34,11 @@
 
 #define MIB (1ull << 20)
 #define RESTARTS 200
+#ifdef PANDO_INJECTION
+#define INJECTION true
+#else
+#define INJECTION false
+#endif
 #define WRITERS 3
 #define WRITER_BYTES (256u << 10) /* of the region, each */
 #define MAX_PASSAGES 3
@@ -399,12 +404,11 @@ static bool die_at(const char *point, unsigned int passage)
 
 static void every_injection_point(void)
 {
-#ifndef PANDO_INJECTION
-	daemon_skip("built without -Dinjection=true");
-#else
 	unsigned int cases = 0, never = 0;
 	const char *only = getenv("TEST_POINT");
 
+	if (!INJECTION)
+		daemon_skip("built without -Dinjection=true");
 	for (size_t i = 0; i < sizeof(points) / sizeof(points[0]); i++) {
 		unsigned int passage = 1;
 
@@ -427,7 +431,6 @@ static void every_injection_point(void)
 	}
 	printf("  %u deaths at %zu points\n", cases, sizeof(points) / sizeof(points[0]));
 	CHECK_EQ(never, 0); /* a new point needs an operation in one_of_each() that passes it */
-#endif
 }
 
 static void the_supervisor_dies(void)

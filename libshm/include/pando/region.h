@@ -67,7 +67,7 @@ struct pando_region_options {
  * of this user), -EUSERS (client table full), -EOPNOTSUPP (backend unavailable here),
  * -ESHUTDOWN (the broker is about to end and makes no new regions),
  * -ECONNRESET (the broker and its supervisor are gone), -ETIMEDOUT (the broker is stopped, or
- * has died 17 times over this request), -EMFILE (three
+ * has died 101 times over this request), -EMFILE (three
  * descriptors are needed for a moment), -EPROTO (what the broker sent makes no sense).
  * Any thread; not async-signal-safe. May wait for the broker (committing 1 GiB takes about 0.3 s).
  */
