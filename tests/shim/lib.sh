@@ -143,6 +143,10 @@ unreserve() {
 	pages_before=''
 }
 
+# Embedded brokers that were started by this test.
+embedded() { pgrep -c -f "^$work/pando/broker/pandod --embedded"; }
+no_embedded() { [ "$(embedded)" -eq 0 ]; }
+
 free_pages() { awk '/^HugePages_Free:/ { print $2 }' /proc/meminfo; }
 pages_are_back() { [ "$(free_pages)" -eq "$1" ]; }
 

@@ -134,13 +134,11 @@ unreserve
 
 say "pg_ctl, which leaves, with an embedded broker"
 unset PANDO_BROKER
-before=$(pgrep -x pandod | wc -l)
 "${as_postgres[@]}" "$pando" run -v -- $pg/pg_ctl -D "$work/data" -l "$work/ctl.log" -w start >/dev/null || fail "pg_ctl start"
 check "no region" grep -q 'is region' "$work/ctl.log"
 check "PostgreSQL below pg_ctl" works
-more=$(pgrep -x pandod | wc -l)
-[ "$more" -gt "$before" ] || fail "there is no embedded broker"
+stop_later "$(head -n 1 "$work/data/postmaster.pid")"
+same "embedded brokers" 1 "$(embedded)"
 "${as_postgres[@]}" $pg/pg_ctl -D "$work/data" -m fast -w stop >/dev/null || fail "pg_ctl stop"
-fewer() { [ "$(pgrep -x pandod | wc -l)" -le "$before" ]; }
-eventually "the embedded broker stays" 50 fewer
+eventually "the embedded broker stays" 50 no_embedded
 finish
