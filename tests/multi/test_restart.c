@@ -331,6 +331,7 @@ static void let_it_die(pid_t pid, int pipe_fds[2])
 static void one_of_each(void)
 {
 	struct pando_client_info clients[8];
+	struct pando_broker_info before, now;
 	struct pando_region *r, *t;
 	struct pando *p;
 	uint64_t cursor = 0;
@@ -339,6 +340,7 @@ static void one_of_each(void)
 	char *base;
 
 	OK(pando_connect(&p, d.address));
+	OK(pando_broker_info(p, &before));
 	r = open_region(p, "work", PANDO_CREATE | PANDO_EXCL, 2 * MIB);
 	base = pando_region_base(r);
 	memset(base, 5, 2 * MIB);
@@ -355,6 +357,13 @@ static void one_of_each(void)
 	OK(pando_region_destroy(p, "work"));
 	CHECK(base[0] == 5 && base[MIB - 1] == 5);
 	OK(pando_region_close(r));
+	for (int i = 0; i < 500; i++) { /* the memory goes a little later */
+		OK(pando_broker_info(p, &now));
+		if (now.committed_bytes <= before.committed_bytes)
+			break;
+		daemon_nap(0.01);
+	}
+	CHECK(now.committed_bytes <= before.committed_bytes);
 	pando_disconnect(p);
 }
 
