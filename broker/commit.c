@@ -29,7 +29,7 @@
 #include "broker.h"
 #include "log.h"
 
-#define FREE_MS 200  /* how long to wait for the memory of regions that are being freed */
+#define FREE_MS 200 /* how long to wait for the memory of regions that are being freed */
 #define FORGET_MS 50 /* how long the supervisor may take to read what it was sent */
 
 static uint64_t least(uint64_t a, uint64_t b)
@@ -99,7 +99,8 @@ static int patiently(const struct job *job, int (*ask)(const struct job *job))
 {
 	int rc = ask(job);
 
-	for (int ms = 0; rc == -ENOMEM && ms < FREE_MS && pando__load_relaxed(&job->broker->frees); ms++) {
+	for (int ms = 0; rc == -ENOMEM && ms < FREE_MS && pando__load_relaxed(&job->broker->frees);
+	     ms++) {
 		usleep(1000);
 		rc = ask(job);
 	}
@@ -145,12 +146,14 @@ static void take(struct job *job)
 }
 
 /*
- * Gives up the heap's file, whose memory goes with its last mapping. It is not punched out of the file: the broker
- * cannot know that nobody maps it. A process may be there that is no client: the child of a
- * program that dropped its rights, that closed all descriptors, or that could not reach the broker.
+ * Gives up the heap's file, whose memory goes with its last mapping. It is not punched out of the
+ * file: the broker cannot know that nobody maps it. A process may be there that is no client: the
+ * child of a program that dropped its rights, that closed all descriptors, or that could not reach
+ * the broker.
  *
- * The supervisor has been told to forget the region, and its descriptors with it. It is given a moment to do so, so
- * that it is this thread that frees the memory, before those who wait for it are answered.
+ * The supervisor has been told to forget the region, and its descriptors with it. It is given a
+ * moment to do so, so that it is this thread that frees the memory, before those who wait for it
+ * are answered.
  */
 static void let_go(struct region *r)
 {

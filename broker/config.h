@@ -60,8 +60,8 @@ struct broker_config {
 	uid_t owner; /* effective uid of the daemon; the only one admitted if embedded */
 	uint32_t backend; /* enum pando_backend */
 	uint64_t window_base, window_size; /* whole GiB */
-	struct config_quota
-		quota; /* for every uid that has none of its own, except root and owner */
+	/* for every uid that has none of its own, except root and owner */
+	struct config_quota quota;
 	struct config_user_quota users[CONFIG_MAX_QUOTAS];
 	unsigned int user_count;
 	enum log_level log_level;

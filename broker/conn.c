@@ -128,8 +128,8 @@ static void ops_send(struct client *client, struct pando__msg *msg, const int *f
 	if (!c->outbox)
 		rc = pando__msg_send(c->fd, msg, fds, nfds, MSG_DONTWAIT);
 	/*
-	 * A socket is filled by notices alone: a client has one request, and reads while it waits. Who
-	 * has not read hundreds of them needs no other, and is idle, not hostile.
+	 * A socket is filled by notices alone: a client has one request, and reads while it waits.
+	 * Who has not read hundreds of them needs no other, and is idle, not hostile.
 	 */
 	if (rc == -EAGAIN && msg->header.type == PANDO__MSG_NOTICE)
 		return;

@@ -252,8 +252,9 @@ void handler_malformed(struct client *c, const char *why)
 }
 
 /*
- * For one that is taken up: true if the message is a copy of one that was answered, or was sent behind
- * a HELLO that the dead broker took with it and that will come again, with all that was behind it.
+ * For one that is taken up: true if the message is a copy of one that was answered, or was sent
+ * behind a HELLO that the dead broker took with it and that will come again, with all that was
+ * behind it.
  */
 static bool comes_again(const struct client *c, const struct pando__msg *msg)
 {

@@ -6,10 +6,10 @@
  *	log_warn("client %llu does not read its answers: dropped", id);
  *
  * A line is written by one system call, so lines of the supervisor, the broker and its worker
- * threads never mix. Logging cannot fail as far as its callers are concerned: what cannot be written
- * is lost, and nothing blocks for longer than a write to a file. Control characters in a line (a
- * client chose its program name) are replaced, so that nobody can forge a line. Any thread may log;
- * not async-signal-safe.
+ * threads never mix. Logging cannot fail as far as its callers are concerned: what cannot be
+ * written is lost, and nothing blocks for longer than a write to a file. Control characters in a
+ * line (a client chose its program name) are replaced, so that nobody can forge a line. Any thread
+ * may log; not async-signal-safe.
  *
  * SIGHUP: log_reopen() opens the file again under its name, for logrotate. If that fails the old
  * file goes on.

@@ -32,7 +32,8 @@ int main(int argc, char **argv)
 		    (config.role == CONFIG_ROLE_DAEMON && !config.no_supervisor);
 	if (log_open(config.log_target, config.log_level, supervise ? "supervisor" : "broker") < 0)
 		return usage_error();
-	if (config.role == CONFIG_ROLE_BROKER) /* started as /proc/self/exe, it would be called "exe" */
+	if (config.role ==
+	    CONFIG_ROLE_BROKER) /* started as /proc/self/exe, it would be called "exe" */
 		(void)prctl(PR_SET_NAME, "pandod-broker");
 	return supervise ? supervisor_run(&config) : server_run(&config);
 }

@@ -11,15 +11,16 @@
  *	  +------------------+---------------- died ----------------------+-----------------+
  *
  * The broker dies: what it had still sent is read to the end first, so the records are as it left
- * them; then a new one is started, at once for the first five deaths within ten seconds, later after
- * a pause that doubles from 25 ms to 100 ms. The pause keeps a broker that dies at every start from
- * taking a whole processor, and stays far below the second in which a new one is promised. A daemon
- * whose broker has never served gives up after five attempts, as somebody is waiting for its error.
+ * them; then a new one is started, at once for the first five deaths within ten seconds, later
+ * after a pause that doubles from 25 ms to 100 ms. The pause keeps a broker that dies at every
+ * start from taking a whole processor, and stays far below the second in which a new one is
+ * promised. A daemon whose broker has never served gives up after five attempts, as somebody is
+ * waiting for its error.
  *
  * A broker that ends because it wants to (drained, or cannot start) says so with FINISH; then the
- * daemon ends with that status. SIGTERM and SIGINT: the broker is told to drain, and killed a second
- * after the time limit; a second signal: it is told to stop at once, and killed half a second later.
- * SIGHUP: both open their log again.
+ * daemon ends with that status. SIGTERM and SIGINT: the broker is told to drain, and killed a
+ * second after the time limit; a second signal: it is told to stop at once, and killed half a
+ * second later. SIGHUP: both open their log again.
  *
  * The supervisor dies: the broker starts a new one, whose role is CONFIG_ROLE_SUPERVISOR: it has a
  * broker that is not its child and puts all its records again. If both die, nothing is left but the

@@ -2,8 +2,8 @@
 /*
  * The smallest complete program: a region, a raw pointer into it, and processes that share both.
  *
- * Run it; then run it again in another terminal while the first one waits: both see one counter at one
- * address. With no broker running, an embedded one serves this program and its children.
+ * Run it; then run it again in another terminal while the first one waits: both see one counter at
+ * one address. With no broker running, an embedded one serves this program and its children.
  */
 #include <pando/pando.h>
 #include <stdio.h>

@@ -4,18 +4,19 @@
  *
  * usage: pgload CONNINFO CLIENTS QUERY
  *
- * Opens CLIENTS connections one after the other and keeps them all. On each it first runs a trivial query, so that
- * the backend has loaded what every backend loads, and reads the backend's page-table size (VmPTE) and count
- * of minor faults from /proc: the baseline. Then it runs QUERY, which is meant to touch every buffer, and reads
- * both again. What is printed is the difference: the part that comes from touching shared memory.
+ * Opens CLIENTS connections one after the other and keeps them all. On each it first runs a trivial
+ * query, so that the backend has loaded what every backend loads, and reads the backend's
+ * page-table size (VmPTE) and count of minor faults from /proc: the baseline. Then it runs QUERY,
+ * which is meant to touch every buffer, and reads both again. What is printed is the difference:
+ * the part that comes from touching shared memory.
  *
  * One line per connection on standard output, tab-separated:
  *
  *	number	connect_ms	pagetables_kb	minor_faults	baseline_kb
  *
- * connect_ms is the time from opening the connection to the end of QUERY. Progress goes to standard error when that
- * is a terminal. Exits with 0, or with 1 and one sentence. The database is on this machine: /proc of its backends
- * is read, for which the caller is root or the same user.
+ * connect_ms is the time from opening the connection to the end of QUERY. Progress goes to standard
+ * error when that is a terminal. Exits with 0, or with 1 and one sentence. The database is on this
+ * machine: /proc of its backends is read, for which the caller is root or the same user.
  */
 #include <inttypes.h>
 #include <stdio.h>
@@ -86,7 +87,9 @@ static int run_query(PGconn *c, const char *query)
 	return -1;
 }
 
-/* Opens one connection, touches everything, and prints its line. Returns the connection, or NULL. */
+/*
+ * Opens one connection, touches everything, and prints its line. Returns the connection, or NULL.
+ */
 static PGconn *one(const char *conninfo, int number, const char *query)
 {
 	struct usage before, after;
@@ -112,11 +115,12 @@ static PGconn *one(const char *conninfo, int number, const char *query)
 	if (read_usage(pid, &after) != 0)
 		goto gone;
 	printf("%d\t%.3f\t%ld\t%ld\t%ld\n", number, spent,
-	       after.pagetables_kb - before.pagetables_kb,
-	       after.minor_faults - before.minor_faults, before.pagetables_kb);
+	       after.pagetables_kb - before.pagetables_kb, after.minor_faults - before.minor_faults,
+	       before.pagetables_kb);
 	return c;
 gone:
-	fprintf(stderr, "pgload: cannot read /proc/%d of the backend; run as root or as its user\n", pid);
+	fprintf(stderr, "pgload: cannot read /proc/%d of the backend; run as root or as its user\n",
+		pid);
 fail:
 	PQfinish(c);
 	return NULL;

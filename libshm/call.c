@@ -458,8 +458,8 @@ int pando__await_welcome(struct pando *p)
 }
 
 /*
- * Reads what came while nobody was listening, notices of restarts above all: one that is older than a
- * request is no reason to send it again.
+ * Reads what came while nobody was listening, notices of restarts above all: one that is older than
+ * a request is no reason to send it again.
  */
 static int catch_up(struct pando *p)
 {

@@ -2,9 +2,9 @@
 /*
  * pando create, resize, grant, rm: changing what there is.
  *
- * create and resize attach to the region for a moment: making and resizing are a client's business. create
- * never takes a region that is there already. A command that is interrupted while the broker allocates leaves
- * either the whole change or none: the broker finishes or drops it.
+ * create and resize attach to the region for a moment: making and resizing are a client's business.
+ * create never takes a region that is there already. A command that is interrupted while the broker
+ * allocates leaves either the whole change or none: the broker finishes or drops it.
  */
 #include <errno.h>
 #include <inttypes.h>

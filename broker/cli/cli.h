@@ -2,10 +2,10 @@
 /*
  * The command `pando`: what its verbs share.
  *
- * A verb is one `struct cli_verb` in a file of its own, named in the table of main.c. It parses its options
- * with cli_option(), which deals with those that all verbs have, connects with cli_connect(), prints
- * through a cli_table, and returns an exit code of enum cli_exit. A failure is one sentence on stderr, printed by
- * cli_fail() or cli_fail_last().
+ * A verb is one `struct cli_verb` in a file of its own, named in the table of main.c. It parses its
+ * options with cli_option(), which deals with those that all verbs have, connects with
+ * cli_connect(), prints through a cli_table, and returns an exit code of enum cli_exit. A failure
+ * is one sentence on stderr, printed by cli_fail() or cli_fail_last().
  *
  * The command keeps no state and holds no lock: it may be interrupted anywhere.
  */
@@ -39,8 +39,8 @@ struct cli_verb {
 	const char *name;
 	const char *args; /* "[NAME]", for the usage line */
 	const char *summary; /* a few words, lower case, for the list of verbs */
-	const char *
-		help; /* options and explanations; the common options are added by whoever prints it */
+	/* options and explanations; the common options are added by whoever prints it */
+	const char *help;
 	int (*run)(int argc, char **argv); /* argv[0] is the verb; returns the exit status */
 	bool own_help; /* parses --help and the common options itself (run) */
 };
@@ -67,8 +67,9 @@ extern struct cli_options {
 	}
 
 /*
- * The next option of the verb itself, or -1 at the end of the options. Takes care of the common ones;
- * --help and wrong options end the program. shorts and longs contain CLI_COMMON_SHORT and CLI_COMMON_LONG.
+ * The next option of the verb itself, or -1 at the end of the options. Takes care of the common
+ * ones; --help and wrong options end the program. shorts and longs contain CLI_COMMON_SHORT and
+ * CLI_COMMON_LONG.
  */
 int cli_option(const struct cli_verb *verb, int argc, char **argv, const char *shorts,
 	       const struct option *longs);
@@ -86,9 +87,9 @@ int cli_fail(int code, const char *fmt, ...) PANDO_PRINTF(2, 3);
 int cli_fail_last(int error);
 
 /*
- * Connects to the broker of --broker, $PANDO_BROKER, or the first of the well-known paths where one answers;
- * never starts one. On failure, prints why and returns the exit code; with `quietly` it does not print, and
- * the sentence is left in *why.
+ * Connects to the broker of --broker, $PANDO_BROKER, or the first of the well-known paths where one
+ * answers; never starts one. On failure, prints why and returns the exit code; with `quietly` it
+ * does not print, and the sentence is left in *why.
  */
 int cli_connect(struct pando **p);
 int cli_try_connect(struct pando **p, const char **why);

@@ -2,9 +2,10 @@
 /*
  * pando doctor: what this machine can and cannot do for Pando, and what would mend it.
  *
- * One line per capability: a state, what was found and what that means; under the table, the commands that mend
- * what can be mended. Nothing is changed: people run the commands, as root where they must. The exit status is 1 if
- * something is missing that Pando cannot do without; a missing optimisation is no failure.
+ * One line per capability: a state, what was found and what that means; under the table, the
+ * commands that mend what can be mended. Nothing is changed: people run the commands, as root where
+ * they must. The exit status is 1 if something is missing that Pando cannot do without; a missing
+ * optimisation is no failure.
  */
 #include "doctor.h"
 

@@ -2,8 +2,8 @@
 /*
  * pando doctor's findings.
  *
- * A check looks at one thing and reports it with found(), once. Checks change nothing and leave nothing
- * behind. checks_*() are groups, run in order of the list that people see.
+ * A check looks at one thing and reports it with found(), once. Checks change nothing and leave
+ * nothing behind. checks_*() are groups, run in order of the list that people see.
  */
 #ifndef PANDO_CLI_DOCTOR_H
 #define PANDO_CLI_DOCTOR_H
@@ -20,7 +20,10 @@ enum doctor_state {
 
 struct doctor;
 
-/* finding: one sentence of what was found and what it means. mend: the exact command that mends it, or NULL. */
+/*
+ * finding: one sentence of what was found and what it means. mend: the exact command that mends it,
+ * or NULL.
+ */
 void found(struct doctor *d, const char *check, bool needed, enum doctor_state state,
 	   const char *mend, const char *finding, ...) PANDO_PRINTF(6, 7);
 

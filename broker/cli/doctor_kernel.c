@@ -2,9 +2,9 @@
 /*
  * pando doctor: backends and kernel features.
  *
- * What can be tried is tried, not deduced from version numbers: whether the kernel shares the page tables of huge
- * pages is found out with two pages and two mappings. Two mappings of one process are enough: the kernel shares
- * between mappings, whoever has them.
+ * What can be tried is tried, not deduced from version numbers: whether the kernel shares the page
+ * tables of huge pages is found out with two pages and two mappings. Two mappings of one process
+ * are enough: the kernel shares between mappings, whoever has them.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -135,7 +135,10 @@ static uint64_t faults_now(void)
 	return (uint64_t)u.ru_minflt;
 }
 
-/* Touches two huge pages in two mappings of fd. Returns the faults of the second, or 0 if it could not be tried. */
+/*
+ * Touches two huge pages in two mappings of fd. Returns the faults of the second, or 0 if it could
+ * not be tried.
+ */
 static uint64_t second_mapping_faults(int fd)
 {
 	const size_t huge = 2 << 20;

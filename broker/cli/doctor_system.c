@@ -2,9 +2,10 @@
 /*
  * pando doctor: limits of this process, and the broker.
  *
- * Limits are this process's: what a service gets may differ (its unit's Limit... settings), and the commands
- * that mend say how for a shell. The address window is looked at here because every program inherits its neighbours:
- * a sanitizer, an emulator or a limit on address space may be in the way.
+ * Limits are this process's: what a service gets may differ (its unit's Limit... settings), and the
+ * commands that mend say how for a shell. The address window is looked at here because every
+ * program inherits its neighbours: a sanitizer, an emulator or a limit on address space may be in
+ * the way.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -28,7 +29,10 @@
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
 
-/* A client needs a connection in the broker and one in the supervisor, a pidfd in each, and some for regions. */
+/*
+ * A client needs a connection in the broker and one in the supervisor, a pidfd in each, and some
+ * for regions.
+ */
 #define FDS_PER_CLIENT 2u
 #define ENOUGH_FDS 4096u
 

@@ -2,9 +2,9 @@
 /*
  * pando ls, stat, clients: what there is.
  *
- * Regions are listed as the broker shows them to the caller: its own, and those that it may attach to. The
- * clients of one region are asked for with the protocol's own filter, for which the library has no public
- * function; so this file speaks to its inside.
+ * Regions are listed as the broker shows them to the caller: its own, and those that it may attach
+ * to. The clients of one region are asked for with the protocol's own filter, for which the library
+ * has no public function; so this file speaks to its inside.
  */
 #include <errno.h>
 #include <inttypes.h>

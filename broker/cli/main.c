@@ -2,9 +2,9 @@
 /*
  * pando, the command line: finding the verb, help, and what all verbs share.
  *
- * Exit codes are an interface (enum cli_exit, pando(1)): the library's errnos are translated in one place,
- * exit_code(). The command never starts a broker: one that is started for `pando ls` would have nothing
- * to list. It runs without rights of its own and must not be installed set-user-id.
+ * Exit codes are an interface (enum cli_exit, pando(1)): the library's errnos are translated in one
+ * place, exit_code(). The command never starts a broker: one that is started for `pando ls` would
+ * have nothing to list. It runs without rights of its own and must not be installed set-user-id.
  */
 #include <errno.h>
 #include <grp.h>

@@ -2,12 +2,12 @@
 /*
  * pando metrics: the broker's counters as OpenMetrics text, for a monitoring system's collector.
  *
- * Without a broker the output is pando_up 0, complete, and the exit code still says what is wrong: a
- * collector that only reads sees the outage too.
+ * Without a broker the output is pando_up 0, complete, and the exit code still says what is wrong:
+ * a collector that only reads sees the outage too.
  *
- * Of the format: a family is introduced by TYPE, UNIT (the name ends in it) and HELP; a counter's sample has
- * the suffix _total, an info's _info; the text ends with "# EOF". Region names need no escaping: their alphabet
- * has no quote, backslash or newline.
+ * Of the format: a family is introduced by TYPE, UNIT (the name ends in it) and HELP; a counter's
+ * sample has the suffix _total, an info's _info; the text ends with "# EOF". Region names need no
+ * escaping: their alphabet has no quote, backslash or newline.
  */
 #include <errno.h>
 #include <inttypes.h>

@@ -2,18 +2,19 @@
 /*
  * pando run: executes a program with its large shared memory on regions.
  *
- * The verb finds (or starts) a broker, puts what was asked for into the environment, adds the preload shim to
- * LD_PRELOAD and becomes the program: same process, same standard streams, its own exit status. All else is done
- * by the shim (libshm/preload).
+ * The verb finds (or starts) a broker, puts what was asked for into the environment, adds the
+ * preload shim to LD_PRELOAD and becomes the program: same process, same standard streams, its own
+ * exit status. All else is done by the shim (libshm/preload).
  *
- * With an embedded broker, which ends with its last client, there is a moment after exec() in which nobody is its
- * client: connections are closed by exec(), and the program maps its memory when it pleases. So one
- * connection is made without close-on-exec and with a high number, and is kept by the program without
- * its knowledge. It counts for as long as this process lives. Should a program close all descriptors before it maps
- * anything, or hand over to a child, the shim starts the next embedded broker when it is needed.
+ * With an embedded broker, which ends with its last client, there is a moment after exec() in which
+ * nobody is its client: connections are closed by exec(), and the program maps its memory when it
+ * pleases. So one connection is made without close-on-exec and with a high number, and is kept by
+ * the program without its knowledge. It counts for as long as this process lives. Should a program
+ * close all descriptors before it maps anything, or hand over to a child, the shim starts the next
+ * embedded broker when it is needed.
  *
- * The exit status is 125 for whatever goes wrong here, 126 and 127 if the command cannot be executed: so a caller
- * can tell them from the command's own.
+ * The exit status is 125 for whatever goes wrong here, 126 and 127 if the command cannot be
+ * executed: so a caller can tell them from the command's own.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -32,7 +33,7 @@
 
 #define SHIM "libpando-preload.so"
 #define PREFIX_MAX 40
-#define KEEP_FD 200	/* at or above: out of the way of programs that count on low numbers */
+#define KEEP_FD 200 /* at or above: out of the way of programs that count on low numbers */
 #define KEEP_WAIT_MS 5000
 
 struct run_options {
@@ -66,10 +67,11 @@ static int parse_one(struct run_options *o, int c)
 		o->prefix = optarg;
 		snprintf(probe, sizeof(probe), "%s", optarg);
 		if (strlen(optarg) > PREFIX_MAX || !pando__region_name_ok(probe))
-			return cli_fail(CLI_RUN,
-					"name \"%s\" is not 1 to %d bytes of [A-Za-z0-9._-] that begin "
-					"with a letter, a digit or '_'",
-					optarg, PREFIX_MAX);
+			return cli_fail(
+				CLI_RUN,
+				"name \"%s\" is not 1 to %d bytes of [A-Za-z0-9._-] that begin "
+				"with a letter, a digit or '_'",
+				optarg, PREFIX_MAX);
 		return 0;
 	case 'v':
 		o->verbose = true;
@@ -86,15 +88,15 @@ static int parse_one(struct run_options *o, int c)
 static int parse(struct run_options *o, int argc, char **argv)
 {
 	static const struct option longs[] = {
-	    {"socket", required_argument, NULL, 'B'},
-	    {"broker", required_argument, NULL, 'B'},
-	    {"backend", required_argument, NULL, 'k'},
-	    {"threshold", required_argument, NULL, 't'},
-	    {"name", required_argument, NULL, 'N'},
-	    {"verbose", no_argument, NULL, 'v'},
-	    {"serve-32bit", no_argument, NULL, '3'},
-	    {"help", no_argument, NULL, 'h'},
-	    {NULL, 0, NULL, 0},
+		{"socket", required_argument, NULL, 'B'},
+		{"broker", required_argument, NULL, 'B'},
+		{"backend", required_argument, NULL, 'k'},
+		{"threshold", required_argument, NULL, 't'},
+		{"name", required_argument, NULL, 'N'},
+		{"verbose", no_argument, NULL, 'v'},
+		{"serve-32bit", no_argument, NULL, '3'},
+		{"help", no_argument, NULL, 'h'},
+		{NULL, 0, NULL, 0},
 	};
 	int c, rc;
 
@@ -108,7 +110,9 @@ static int parse(struct run_options *o, int argc, char **argv)
 			return rc;
 	}
 	if (optind == argc)
-		return cli_fail(CLI_RUN, "run: no command; usage: pando run [OPTION]... [--] COMMAND [ARG]...");
+		return cli_fail(
+			CLI_RUN,
+			"run: no command; usage: pando run [OPTION]... [--] COMMAND [ARG]...");
 	return 0;
 }
 
@@ -126,11 +130,16 @@ static int preload(void)
 	char *list = NULL;
 
 	if (shim[0] != '/' || strpbrk(shim, ": "))
-		return cli_fail(CLI_RUN, "the path of the shim, %s, must be absolute and without ':' or spaces",
-				shim);
+		return cli_fail(
+			CLI_RUN,
+			"the path of the shim, %s, must be absolute and without ':' or spaces",
+			shim);
 	if (access(shim, R_OK) != 0)
 		return cli_fail(CLI_RUN, "cannot read the shim %s: %s", shim, strerror(errno));
-	/* Behind what is there: a sanitizer must come first, and other interposers keep their place. */
+	/*
+	 * Behind what is there: a sanitizer must come first, and other interposers keep their
+	 * place.
+	 */
 	if (before && before[0] && !strstr(before, shim)) {
 		if (asprintf(&list, "%s:%s", before, shim) < 0)
 			return cli_fail(CLI_RUN, "no memory");
@@ -187,13 +196,14 @@ static int environment(const struct run_options *o, const char *broker, bool emb
 	const struct {
 		const char *name, *value;
 	} vars[] = {
-	    {"PANDO_BROKER", broker},
-	    {"PANDO_RUN_EMBEDDED", embedded ? "1" : NULL},
-	    {"PANDO_RUN_THRESHOLD", o->threshold ? o->threshold : getenv("PANDO_RUN_THRESHOLD")},
-	    {"PANDO_RUN_BACKEND", o->backend ? o->backend : getenv("PANDO_RUN_BACKEND")},
-	    {"PANDO_RUN_NAME", o->prefix ? o->prefix : getenv("PANDO_RUN_NAME")},
-	    {"PANDO_RUN_VERBOSE", o->verbose ? "1" : getenv("PANDO_RUN_VERBOSE")},
-	    {"PANDO_RUN_32BIT", o->serve_32bit ? "1" : getenv("PANDO_RUN_32BIT")},
+		{"PANDO_BROKER", broker},
+		{"PANDO_RUN_EMBEDDED", embedded ? "1" : NULL},
+		{"PANDO_RUN_THRESHOLD",
+		 o->threshold ? o->threshold : getenv("PANDO_RUN_THRESHOLD")},
+		{"PANDO_RUN_BACKEND", o->backend ? o->backend : getenv("PANDO_RUN_BACKEND")},
+		{"PANDO_RUN_NAME", o->prefix ? o->prefix : getenv("PANDO_RUN_NAME")},
+		{"PANDO_RUN_VERBOSE", o->verbose ? "1" : getenv("PANDO_RUN_VERBOSE")},
+		{"PANDO_RUN_32BIT", o->serve_32bit ? "1" : getenv("PANDO_RUN_32BIT")},
 	};
 
 	for (size_t i = 0; i < sizeof(vars) / sizeof(vars[0]); i++)
@@ -243,27 +253,34 @@ static int run(int argc, char **argv)
 		return rc;
 	execvp(argv[optind], argv + optind);
 	err = errno;
-	return cli_fail(err == ENOENT ? 127 : 126, "cannot execute %s: %s", argv[optind], strerror(err));
+	return cli_fail(err == ENOENT ? 127 : 126, "cannot execute %s: %s", argv[optind],
+			strerror(err));
 }
 
 const struct cli_verb cli_run = {
-    .name = "run",
-    .args = "[OPTION]... [--] COMMAND [ARG]...",
-    .summary = "run a program with its shared memory on regions",
-    .help = "Executes COMMAND so that its large shared memory, mmap(MAP_SHARED|MAP_ANONYMOUS), comes from\n"
-	    "regions, which live as long as a process uses them. Where that fails, the program gets the plain\n"
-	    "memory it asked for. Without a running broker one is started, which ends with the last process.\n"
-	    "\n"
-	    "  -B, --socket ADDR     address of the broker: a socket's path or @name\n"
-	    "      --backend B       auto, memfd, hugetlb or mshare (default auto)\n"
-	    "      --threshold SIZE  leave smaller mappings alone (default 1M)\n"
-	    "      --name PREFIX     name the regions PREFIX-PID-N (default run)\n"
-	    "      --serve-32bit     serve MAP_32BIT too, at an address above 4 GiB (PHP's opcache)\n"
-	    "  -v, --verbose         say on standard error what was served, and why something was not\n"
-	    "  -h, --help            print this help\n"
-	    "\n"
-	    "Exit status: the command's own; 125 if pando itself failed, 126 if the command cannot be\n"
-	    "executed, 127 if there is none of that name.\n",
-    .run = run,
-    .own_help = true,
+	.name = "run",
+	.args = "[OPTION]... [--] COMMAND [ARG]...",
+	.summary = "run a program with its shared memory on regions",
+	.help = "Executes COMMAND so that its large shared memory, mmap(MAP_SHARED|MAP_ANONYMOUS), "
+		"comes from\n"
+		"regions, which live as long as a process uses them. Where that fails, the program "
+		"gets the plain\n"
+		"memory it asked for. Without a running broker one is started, which ends with the "
+		"last process.\n"
+		"\n"
+		"  -B, --socket ADDR     address of the broker: a socket's path or @name\n"
+		"      --backend B       auto, memfd, hugetlb or mshare (default auto)\n"
+		"      --threshold SIZE  leave smaller mappings alone (default 1M)\n"
+		"      --name PREFIX     name the regions PREFIX-PID-N (default run)\n"
+		"      --serve-32bit     serve MAP_32BIT too, at an address above 4 GiB (PHP's "
+		"opcache)\n"
+		"  -v, --verbose         say on standard error what was served, and why something "
+		"was not\n"
+		"  -h, --help            print this help\n"
+		"\n"
+		"Exit status: the command's own; 125 if pando itself failed, 126 if the command "
+		"cannot be\n"
+		"executed, 127 if there is none of that name.\n",
+	.run = run,
+	.own_help = true,
 };

@@ -2,9 +2,9 @@
 /*
  * Tables, on libsmartcols.
  *
- * libsmartcols takes a column's name both for the heading and for the JSON key, so the table is made with the
- * one or the other, according to --json. A vertical table (one thing, many properties) is turned around when it is
- * printed: its cells become lines of a second table.
+ * libsmartcols takes a column's name both for the heading and for the JSON key, so the table is
+ * made with the one or the other, according to --json. A vertical table (one thing, many
+ * properties) is turned around when it is printed: its cells become lines of a second table.
  */
 #include "table.h"
 
@@ -104,7 +104,10 @@ void cli_line(struct cli_table *t)
 	t->line = must(scols_table_new_line(t->scols, NULL));
 }
 
-/* Breaks a text into lines between words, for the rest of a terminal's width that other columns leave. */
+/*
+ * Breaks a text into lines between words, for the rest of a terminal's width that other columns
+ * leave.
+ */
 static void wrap(const struct cli_table *t, char *text)
 {
 	size_t width = scols_table_get_termwidth(t->scols), at = 0;

@@ -8,8 +8,8 @@
  *	cli_size(t, SIZE, info.size);
  *	return cli_table_print(t);
  *
- * For people: aligned columns, headings, sizes in units (exact with --bytes). As JSON: an object with one array
- * of objects; sizes are bytes, times are seconds, nothing is shortened.
+ * For people: aligned columns, headings, sizes in units (exact with --bytes). As JSON: an object
+ * with one array of objects; sizes are bytes, times are seconds, nothing is shortened.
  */
 #ifndef PANDO_CLI_TABLE_H
 #define PANDO_CLI_TABLE_H
@@ -36,7 +36,9 @@ struct cli_column {
 /* name: the key of the array in JSON. Memory that runs out ends the program. */
 struct cli_table *cli_table_new(const char *name, const struct cli_column *columns, unsigned int n);
 
-/* Begins a line; the following calls fill its cells, by the column's index. Unset cells are null. */
+/*
+ * Begins a line; the following calls fill its cells, by the column's index. Unset cells are null.
+ */
 void cli_line(struct cli_table *t);
 /* What is not printable, or not UTF-8, is shown as '?'. */
 void cli_text(struct cli_table *t, unsigned int column, const char *text);
@@ -52,7 +54,10 @@ void cli_group(struct cli_table *t, unsigned int column, uint32_t gid);
 /* Colours the cell for people on a terminal: "red", "green", "yellow". */
 void cli_paint(struct cli_table *t, unsigned int column, const char *colour);
 
-/* Prints and frees the table. With `vertical`, people see the first line as one "title  value" a line. */
+/*
+ * Prints and frees the table. With `vertical`, people see the first line as one "title  value" a
+ * line.
+ */
 int cli_table_print(struct cli_table *t, bool vertical);
 
 /* Frees a table that is not to be printed after all. */

@@ -2,9 +2,11 @@
 /*
  * The table of backends and what `auto` means.
  *
- * The table's order is the order of preference. `auto` asks each backend in turn whether it could hold the
- * region now; the last one is taken unasked, so that the refusal, if it must come, is the ordinary one of
- * committing. The remedies are left to `pando doctor`: the sentence travels in a message of fixed size. Probing reads a few files below /proc and /sys and makes one memfd: about 0.1 ms.
+ * The table's order is the order of preference. `auto` asks each backend in turn whether it could
+ * hold the region now; the last one is taken unasked, so that the refusal, if it must come, is the
+ * ordinary one of committing. The remedies are left to `pando doctor`: the sentence travels in a
+ * message of fixed size. Probing reads a few files below /proc and /sys and makes one memfd: about
+ * 0.1 ms.
  */
 #include "backend/backend.h"
 

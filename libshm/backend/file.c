@@ -2,14 +2,15 @@
 /*
  * memfds: making, sealing, reopening, mapping.
  *
- * A heap file gets its whole size at once, as a hole, and is sealed: nobody who holds the descriptor can truncate
- * it and so turn a peer's access into SIGBUS, and nobody can seal it further (F_SEAL_WRITE would stop
- * the others from mapping it). Memory comes by fallocate() and goes by punching holes, which no seal
- * here forbids; a client could punch holes as well as it could overwrite the data with zeroes.
+ * A heap file gets its whole size at once, as a hole, and is sealed: nobody who holds the
+ * descriptor can truncate it and so turn a peer's access into SIGBUS, and nobody can seal it
+ * further (F_SEAL_WRITE would stop the others from mapping it). Memory comes by fallocate() and
+ * goes by punching holes, which no seal here forbids; a client could punch holes as well as it
+ * could overwrite the data with zeroes.
  *
- * The inode's mode is 0600, so that a process of another user which was given a read-only descriptor cannot
- * get a writable one out of /proc/self/fd. A process of the same user can; between those there is no
- * boundary, as there is none for ptrace.
+ * The inode's mode is 0600, so that a process of another user which was given a read-only
+ * descriptor cannot get a writable one out of /proc/self/fd. A process of the same user can;
+ * between those there is no boundary, as there is none for ptrace.
  *
  * All functions: any thread. Nothing here keeps state.
  */
@@ -37,7 +38,10 @@
 #define MAP_FIXED_NOREPLACE 0x100000
 #endif
 
-/* One call of fallocate() at most: an interrupted call on shmem undoes its work, so it must be short. */
+/*
+ * One call of fallocate() at most: an interrupted call on shmem undoes its work, so it must be
+ * short.
+ */
 #define PIECE (16ull << 20)
 
 static int open_memfd(const char *name, unsigned int flags)

@@ -2,19 +2,21 @@
 /*
  * The hugetlb backend: 2 MiB pages of the kernel's pool in a memfd.
  *
- * It saves page tables twice. A 2 MiB page needs one entry instead of 512; and where the file is mapped
- * shared over a whole GiB that is aligned to 1 GiB, in address and in offset, the kernel lets all processes use
- * one PMD page (CONFIG_HUGETLB_PMD_PAGE_TABLE_SHARING, x86-64, arm64 and riscv). An attacher then needs one
- * entry per GiB, in a page of its own that covers 512 GiB, and one minor fault per GiB, not one per page.
- * So nothing here or in a caller may make mappings differ: sharing wants the same flags (MADV_DONTDUMP, for
- * one, has a flag), so read-only attachers share among themselves only; and mprotect(), a partial munmap() or
- * userfaultfd in one GiB ends the sharing of that GiB for that process.
+ * It saves page tables twice. A 2 MiB page needs one entry instead of 512; and where the file is
+ * mapped shared over a whole GiB that is aligned to 1 GiB, in address and in offset, the kernel
+ * lets all processes use one PMD page (CONFIG_HUGETLB_PMD_PAGE_TABLE_SHARING, x86-64, arm64 and
+ * riscv). An attacher then needs one entry per GiB, in a page of its own that covers 512 GiB, and
+ * one minor fault per GiB, not one per page. So nothing here or in a caller may make mappings
+ * differ: sharing wants the same flags (MADV_DONTDUMP, for one, has a flag), so read-only attachers
+ * share among themselves only; and mprotect(), a partial munmap() or userfaultfd in one GiB ends
+ * the sharing of that GiB for that process.
  *
- * The mapping is MAP_NORESERVE: without it each mmap() of max_size would reserve pages for all of it. Reserves
- * are not needed, because fallocate() has taken the pages before anybody touches them.
+ * The mapping is MAP_NORESERVE: without it each mmap() of max_size would reserve pages for all of
+ * it. Reserves are not needed, because fallocate() has taken the pages before anybody touches them.
  *
- * The pool: free pages, less those reserved by others' mappings, plus what the kernel may add out of general
- * memory (nr_overcommit_hugepages, bounded by what is available, and by luck: memory may be fragmented).
+ * The pool: free pages, less those reserved by others' mappings, plus what the kernel may add out
+ * of general memory (nr_overcommit_hugepages, bounded by what is available, and by luck: memory may
+ * be fragmented).
  */
 #include <errno.h>
 #include <inttypes.h>

@@ -36,7 +36,10 @@
 #define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
 #endif
 
-/* The policy for 2 MiB shmem pages; newer kernels have one per size, which may inherit the common one. */
+/*
+ * The policy for 2 MiB shmem pages; newer kernels have one per size, which may inherit the common
+ * one.
+ */
 static void shmem_policy(char *word, size_t size)
 {
 	if (pando__read_choice(THP "hugepages-2048kB/shmem_enabled", word, size) &&
@@ -74,8 +77,8 @@ static int memfd_create_heap(const char *name, uint64_t base, uint64_t max_size,
 }
 
 /*
- * Faults the whole 2 MiB pages of the range in through a mapping of our own with MADV_HUGEPAGE. Best effort:
- * whatever fails here is left to fallocate(), which then says why.
+ * Faults the whole 2 MiB pages of the range in through a mapping of our own with MADV_HUGEPAGE.
+ * Best effort: whatever fails here is left to fallocate(), which then says why.
  */
 static void commit_huge(int fd, uint64_t offset, uint64_t length)
 {
@@ -119,7 +122,10 @@ static int memfd_map(int fd, uint64_t base, uint64_t max_size, bool readonly)
 		return rc;
 	/* Refused where the kernel has no such pages: nothing is lost. */
 	(void)madvise((void *)(uintptr_t)base, max_size, MADV_HUGEPAGE);
-	/* A core dump reads what is mapped, and reading a hole of shmem allocates it: max_size in all. */
+	/*
+	 * A core dump reads what is mapped, and reading a hole of shmem allocates it: max_size in
+	 * all.
+	 */
 	(void)madvise((void *)(uintptr_t)base, max_size, MADV_DONTDUMP);
 	return 0;
 }

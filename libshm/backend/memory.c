@@ -2,19 +2,21 @@
 /*
  * How much memory this process may still allocate.
  *
- * The kernel's answer to an allocation that it cannot satisfy is the OOM killer, and the victim may be
- * anybody. So the question is asked before: MemAvailable of /proc/meminfo, less a reserve that keeps the machine
- * alive, and the same for each memory cgroup from this process's own up to the root, of version 1 or 2: its limit
- * less its usage, where the file cache that the group could drop counts as free. The answer is a snapshot
- * and others allocate too; the caller therefore asks again for each piece.
+ * The kernel's answer to an allocation that it cannot satisfy is the OOM killer, and the victim may
+ * be anybody. So the question is asked before: MemAvailable of /proc/meminfo, less a reserve that
+ * keeps the machine alive, and the same for each memory cgroup from this process's own up to the
+ * root, of version 1 or 2: its limit less its usage, where the file cache that the group could drop
+ * counts as free. The answer is a snapshot and others allocate too; the caller therefore asks again
+ * for each piece.
  *
- * Files that are missing or unreadable mean "no limit known" (a container without /sys), except meminfo:
- * without it the answer is 0.
+ * Files that are missing or unreadable mean "no limit known" (a container without /sys), except
+ * meminfo: without it the answer is 0.
  *
  * Where a process's group lies in the file system: /proc/self/mountinfo names the hierarchy's mount
- * point and which part of the hierarchy it shows (its root field); /proc/self/cgroup gives the process's path
- * in the hierarchy. The path below the shown part is appended to the mount point. A path outside of it (a cgroup
- * namespace, a bind mount) means that the mount point itself is the best that can be seen.
+ * point and which part of the hierarchy it shows (its root field); /proc/self/cgroup gives the
+ * process's path in the hierarchy. The path below the shown part is appended to the mount point. A
+ * path outside of it (a cgroup namespace, a bind mount) means that the mount point itself is the
+ * best that can be seen.
  */
 #include <inttypes.h>
 #include <limits.h>
@@ -99,7 +101,10 @@ static bool own_path(const char *root, const char *controller, int version, char
 	return found;
 }
 
-/* One line of mountinfo. True if it mounts a hierarchy with this controller: *shown and *point get its fields. */
+/*
+ * One line of mountinfo. True if it mounts a hierarchy with this controller: *shown and *point get
+ * its fields.
+ */
 static bool cgroup_mount(char *line, const char *controller, int *version, char **shown,
 			 char **point)
 {

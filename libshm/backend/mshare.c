@@ -2,14 +2,15 @@
 /*
  * The mshare backend: files of msharefs, a file system of the patched kernel (see kernel/).
  *
- * All processes that map such a file share the page tables that describe it, at any page size: one set of
- * tables per right (read-write and read-only) whatever the number of processes, and no fault for a page that
- * anybody has touched. The pages are shmem pages: they can be swapped and are charged to memory cgroups.
+ * All processes that map such a file share the page tables that describe it, at any page size: one
+ * set of tables per right (read-write and read-only) whatever the number of processes, and no fault
+ * for a page that anybody has touched. The pages are shmem pages: they can be swapped and are
+ * charged to memory cgroups.
  *
- * An msharefs file gets its address and size by its first mmap() and keeps them; here the broker does that and
- * unmaps at once. The file is made nameless (O_TMPFILE); on a kernel without that it has a name between
- * two system calls, and a broker killed there leaves an empty file behind, which the next probe removes: the name
- * tells the process.
+ * An msharefs file gets its address and size by its first mmap() and keeps them; here the broker
+ * does that and unmaps at once. The file is made nameless (O_TMPFILE); on a kernel without that it
+ * has a name between two system calls, and a broker killed there leaves an empty file behind, which
+ * the next probe removes: the name tells the process.
  *
  * The kernel refuses partial munmap(), mprotect(), mremap() and most of madvise() on such mappings.
  */

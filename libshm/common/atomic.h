@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Atomics. The one header that names memory orders: elsewhere the order stands in the operation's
- * name. The operands are plain integers, so that the structs in shared memory have one layout in C and
- * C++ and for every compiler.
+ * name. The operands are plain integers, so that the structs in shared memory have one layout in C
+ * and C++ and for every compiler.
  */
 #ifndef PANDO_COMMON_ATOMIC_H
 #define PANDO_COMMON_ATOMIC_H
@@ -15,7 +15,7 @@
 #define pando__add_acq_rel(p, v) __atomic_fetch_add((p), (v), __ATOMIC_ACQ_REL)
 #define pando__exchange_acq_rel(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
 /* *expected is replaced by what was found when the exchange fails. */
-#define pando__cas_acq_rel(p, expected, v) \
+#define pando__cas_acq_rel(p, expected, v)                                                         \
 	__atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
 
 #endif

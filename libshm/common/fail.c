@@ -2,9 +2,9 @@
 /*
  * The thread's last failure.
  *
- * Kept in a fixed buffer of the thread, so that recording a failure can itself not fail, needs no memory
- * and works after fork() and in the preload shim. Nothing here clears it: a caller looks at it after a
- * call has returned an error, and only then.
+ * Kept in a fixed buffer of the thread, so that recording a failure can itself not fail, needs no
+ * memory and works after fork() and in the preload shim. Nothing here clears it: a caller looks at
+ * it after a call has returned an error, and only then.
  */
 #include "common/fail.h"
 

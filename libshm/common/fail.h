@@ -4,8 +4,8 @@
  *
  *	return pando__fail(EADDRINUSE, "address 0x%llx is taken by region \"%s\"", addr, other);
  *
- * sets the thread's sentence and returns -EADDRINUSE. Sentences begin with a lower-case letter, have no
- * full stop at the end, name the value, and say what to do where that is not obvious.
+ * sets the thread's sentence and returns -EADDRINUSE. Sentences begin with a lower-case letter,
+ * have no full stop at the end, name the value, and say what to do where that is not obvious.
  */
 #ifndef PANDO_COMMON_FAIL_H
 #define PANDO_COMMON_FAIL_H

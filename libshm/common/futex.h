@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Futexes shared between processes. A waiter may have the word mapped read-only: waiting needs no right
- * to write. The key is the file and the offset, so it works whatever the mapping's address.
+ * Futexes shared between processes. A waiter may have the word mapped read-only: waiting needs no
+ * right to write. The key is the file and the offset, so it works whatever the mapping's address.
  */
 #ifndef PANDO_COMMON_FUTEX_H
 #define PANDO_COMMON_FUTEX_H
@@ -15,10 +15,11 @@
 #include <unistd.h>
 
 /*
- * Sleeps while *word == seen, at most until `timeout` (relative, NULL: for ever). Returns 0 (woken, or
- * for no reason at all: the caller looks again), -EAGAIN (*word differs), -ETIMEDOUT or -EINTR.
+ * Sleeps while *word == seen, at most until `timeout` (relative, NULL: for ever). Returns 0 (woken,
+ * or for no reason at all: the caller looks again), -EAGAIN (*word differs), -ETIMEDOUT or -EINTR.
  */
-static inline int pando__futex_wait(const uint32_t *word, uint32_t seen, const struct timespec *timeout)
+static inline int pando__futex_wait(const uint32_t *word, uint32_t seen,
+				    const struct timespec *timeout)
 {
 	return syscall(SYS_futex, word, FUTEX_WAIT, seen, timeout, NULL, 0) == 0 ? 0 : -errno;
 }

@@ -2,9 +2,9 @@
 /*
  * Injection points: the armed list is read once from $PANDO_INJECT.
  *
- * The list is a process-wide string that is parsed at every armed passage; that is slow and simple, and
- * only test builds have it. Passages are counted per process, from its start (a forked child goes on
- * counting from its parent's numbers).
+ * The list is a process-wide string that is parsed at every armed passage; that is slow and simple,
+ * and only test builds have it. Passages are counted per process, from its start (a forked child
+ * goes on counting from its parent's numbers).
  */
 #include "common/inject.h"
 

@@ -2,17 +2,18 @@
 /*
  * Injection points: named places where a test may kill, stop or fail this process.
  *
- * Compiled out unless the build has -Dinjection=true. A point costs one load when it is compiled in and
- * no point is armed. Points are armed by the environment when the process starts:
+ * Compiled out unless the build has -Dinjection=true. A point costs one load when it is compiled in
+ * and no point is armed. Points are armed by the environment when the process starts:
  *
  *	PANDO_INJECT="broker.open.committed=kill,store.put=stop@3"
  *
- * with the actions kill (SIGKILL to itself), stop (SIGSTOP to itself), fail (PANDO_INJECT_FAIL yields
- * true) and abort; "@N" fires at the Nth passage only (default: the first). Names are
+ * with the actions kill (SIGKILL to itself), stop (SIGSTOP to itself), fail (PANDO_INJECT_FAIL
+ * yields true) and abort; "@N" fires at the Nth passage only (default: the first). Names are
  * component.operation.step.
  *
- * Processes that are started again inherit the list. If $PANDO_INJECT_ONCE names a file, passages count only
- * while it exists, and whoever fires removes it: one death in all, whenever the test makes the file.
+ * Processes that are started again inherit the list. If $PANDO_INJECT_ONCE names a file, passages
+ * count only while it exists, and whoever fires removes it: one death in all, whenever the test
+ * makes the file.
  */
 #ifndef PANDO_COMMON_INJECT_H
 #define PANDO_COMMON_INJECT_H

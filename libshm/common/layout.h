@@ -9,12 +9,14 @@
  *	slots	each client its page	own page writable	what a client says of itself
  *	heap	clients			writable or read-only	the user's memory, at one address everywhere
  *
- * The broker relies on the ledger, since nobody else can write it, and on nothing in slots or heap. A
- * restarted broker finds the ledger as the dead one left it: each change is one release store of a word
- * that makes the fields behind it count, so there is no half-made state; see "killed here" at each field.
+ * The broker relies on the ledger, since nobody else can write it, and on nothing in slots or heap.
+ * A restarted broker finds the ledger as the dead one left it: each change is one release store of
+ * a word that makes the fields behind it count, so there is no half-made state; see "killed here"
+ * at each field.
  *
- * Formats carry a magic and a version; a reader checks both before it believes anything else. Padding
- * is zero. Offsets are pinned below: they are an interface between programs built at different times.
+ * Formats carry a magic and a version; a reader checks both before it believes anything else.
+ * Padding is zero. Offsets are pinned below: they are an interface between programs built at
+ * different times.
  *
  *	client table entry:	FREE --(fields, then word)--> LIVE --(word)--> REAPING --(slot page zeroed,
  *				then word)--> FREE, generation + 1
@@ -29,81 +31,92 @@
 #include <pando/region.h>
 
 #define PANDO__LEDGER_MAGIC 0x72656764656c6f70ull /* "poledger", little endian */
-#define PANDO__SLOT_MAGIC 0x746f6c736f646e61ull	  /* "andoslot" */
+#define PANDO__SLOT_MAGIC 0x746f6c736f646e61ull /* "andoslot" */
 #define PANDO__LAYOUT_VERSION 1u
 
 #define PANDO__GIB (1ull << 30)
 #define PANDO__WINDOW_BASE 0x200000000000ull /* default; outside of what ASLR and sanitizers use */
 #define PANDO__WINDOW_SIZE (16ull << 40)
-#define PANDO__MAX_CLIENTS 65536u /* per region; address space only, pages are committed with need */
+/* Per region. Address space only: pages are committed with need. */
+#define PANDO__MAX_CLIENTS 65536u
 #define PANDO__SLOT_SIZE 4096u
 #define PANDO__LEDGER_HEADER 4096u
 
 /* State of a client-table entry: low 8 bits of its word; the rest is the generation. */
-enum pando__client_state { PANDO__CLIENT_FREE = 0, PANDO__CLIENT_LIVE = 1, PANDO__CLIENT_REAPING = 2 };
-#define PANDO__CLIENT_STATE(word) ((enum pando__client_state)((word) & 0xff))
+enum pando__client_state {
+	PANDO__CLIENT_FREE = 0,
+	PANDO__CLIENT_LIVE = 1,
+	PANDO__CLIENT_REAPING = 2
+};
+#define PANDO__CLIENT_STATE(word) ((enum pando__client_state)((word)&0xff))
 #define PANDO__CLIENT_GENERATION(word) ((word) >> 8)
 #define PANDO__CLIENT_WORD(generation, state) (((uint64_t)(generation) << 8) | (uint64_t)(state))
 
 /* One attached process. Written by the broker alone. 64 bytes: one cache line. */
 struct pando__ledger_client {
 	/*
-	 * Generation and state. Stored with release after the other fields; readers load it with acquire,
-	 * read the fields, and load it again: unchanged and LIVE means that the fields belong together.
-	 * Killed before the store: the entry is still FREE and the fields mean nothing.
+	 * Generation and state. Stored with release after the other fields; readers load it with
+	 * acquire, read the fields, and load it again: unchanged and LIVE means that the fields
+	 * belong together. Killed before the store: the entry is still FREE and the fields mean
+	 * nothing.
 	 */
 	uint64_t word;
 	uint64_t client_id;
-	uint64_t start_time;	/* of the process, clock ticks since boot: a pid alone can be reused */
-	uint64_t attached_ns;	/* CLOCK_BOOTTIME */
+	uint64_t start_time; /* of the process, clock ticks since boot: a pid alone can be reused */
+	uint64_t attached_ns; /* CLOCK_BOOTTIME */
 	int32_t pid;
 	uint32_t uid;
 	uint32_t gid;
 	uint32_t readonly;
-	uint64_t reserved[2];	/* 0 */
+	uint64_t reserved[2]; /* 0 */
 };
 
-/* First page of the ledger. Written by the broker alone; fixed after creation unless said otherwise. */
+/*
+ * First page of the ledger. Written by the broker alone; fixed after creation unless said
+ * otherwise.
+ */
 struct pando__ledger {
-	uint64_t magic;		/* stored last, with release: a ledger without it was never finished */
+	uint64_t magic; /* stored last, with release: a ledger without it was never finished */
 	uint32_t version;
-	uint32_t header_size;	/* offset of the client table */
+	uint32_t header_size; /* offset of the client table */
 	uint64_t region_id;
-	uint64_t base;		/* address of the heap in every process */
-	uint64_t max_size;	/* bytes; the heap file's sealed size */
-	uint64_t created_ns;	/* CLOCK_BOOTTIME */
-	uint32_t backend;	/* enum pando_backend */
-	uint32_t page_size;	/* bytes; unit of `committed` */
-	uint32_t max_clients;	/* entries of the client table, pages of the slots file */
-	uint32_t slot_size;	/* bytes */
+	uint64_t base; /* address of the heap in every process */
+	uint64_t max_size; /* bytes; the heap file's sealed size */
+	uint64_t created_ns; /* CLOCK_BOOTTIME */
+	uint32_t backend; /* enum pando_backend */
+	uint32_t page_size; /* bytes; unit of `committed` */
+	uint32_t max_clients; /* entries of the client table, pages of the slots file */
+	uint32_t slot_size; /* bytes */
 	char name[PANDO_REGION_NAME_MAX + 1];
 	/*
-	 * Bytes of heap that have memory. Changes online: grown after the memory is there, shrunk before it
-	 * is taken away; so what a reader sees is always backed.
+	 * Bytes of heap that have memory. Changes online: grown after the memory is there, shrunk
+	 * before it is taken away; so what a reader sees is always backed.
 	 */
 	uint64_t committed;
 	/* Futex word: plus one, with release, after each change of `committed` or `state`. */
 	uint32_t changes;
-	uint32_t state;		/* 0 live, 1 destroyed (no name any more); one store */
-	uint32_t clients_high;	/* entries at and above this index have never been used; only grows */
-	uint32_t clients_live;	/* a hint for statistics; recounted by a restarted broker */
+	uint32_t state; /* 0 live, 1 destroyed (no name any more); one store */
+	/* entries at and above this index have never been used; only grows */
+	uint32_t clients_high;
+	uint32_t clients_live; /* a hint for statistics; recounted by a restarted broker */
 	uint8_t reserved[PANDO__LEDGER_HEADER - 152];
 };
 
 /*
- * One page of the slots file. Written by the client whose entry in the client table has this index and by the
- * broker when that entry is not LIVE. The broker trusts nothing in it.
+ * One page of the slots file. Written by the client whose entry in the client table has this index
+ * and by the broker when that entry is not LIVE. The broker trusts nothing in it.
  */
 struct pando__slot {
-	uint64_t magic;		/* written last, by the client, at attach */
+	uint64_t magic; /* written last, by the client, at attach */
 	uint32_t version;
 	uint32_t reserved0;
-	uint64_t client_id;	/* whose claim this is: a forked child finds its parent's here and knows */
-	uint64_t generation;	/* of the entry */
+	/* whose claim this is: a forked child finds its parent's here and knows */
+	uint64_t client_id;
+	uint64_t generation; /* of the entry */
 	uint8_t reserved[PANDO__SLOT_SIZE - 32];
 };
 
-#define PANDO__LEDGER_SIZE \
+#define PANDO__LEDGER_SIZE                                                                         \
 	(PANDO__LEDGER_HEADER + (size_t)PANDO__MAX_CLIENTS * sizeof(struct pando__ledger_client))
 #define PANDO__SLOTS_SIZE ((size_t)PANDO__MAX_CLIENTS * PANDO__SLOT_SIZE)
 
@@ -117,7 +130,8 @@ static_assert(offsetof(struct pando__ledger, committed) == 128, "layout");
 static_assert(offsetof(struct pando__ledger, changes) == 136, "layout");
 static_assert(sizeof(struct pando__slot) == PANDO__SLOT_SIZE, "one page");
 
-static inline struct pando__ledger_client *pando__ledger_client(struct pando__ledger *l, uint32_t index)
+static inline struct pando__ledger_client *pando__ledger_client(struct pando__ledger *l,
+								uint32_t index)
 {
 	return (struct pando__ledger_client *)((char *)l + PANDO__LEDGER_HEADER) + index;
 }

@@ -28,7 +28,10 @@ char *pando__size_format(uint64_t bytes, char buf[PANDO__SIZE_TEXT])
 		return buf;
 	}
 	whole = (unsigned int)(bytes >> (10 * unit)) & 1023;
-	/* The ten bits below the unit are enough for two digits; cut, not rounded: never more than there is. */
+	/*
+	 * The ten bits below the unit are enough for two digits; cut, not rounded: never more than
+	 * there is.
+	 */
 	hundredths = (unsigned int)((bytes >> (10 * (unit - 1))) & 1023) * 100 / 1024;
 	if (hundredths == 0 || whole >= 100)
 		snprintf(buf, PANDO__SIZE_TEXT, "%u %ciB", whole, units[unit]);

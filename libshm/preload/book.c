@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The shim's book. book.h says what it means; here is how it is kept: a sorted array of entries, each with
- * a sorted array of spans, both searched and edited in place. Arrays live in pages of our own, taken by
- * system call: the caller may be inside malloc, inside a signal handler or the child of a threaded program.
- * Programs have a handful of shared mappings and cut them a few times, so arrays beat trees.
+ * The shim's book. book.h says what it means; here is how it is kept: a sorted array of entries,
+ * each with a sorted array of spans, both searched and edited in place. Arrays live in pages of our
+ * own, taken by system call: the caller may be inside malloc, inside a signal handler or the child
+ * of a threaded program. Programs have a handful of shared mappings and cut them a few times, so
+ * arrays beat trees.
  */
 #include <errno.h>
 #include <string.h>

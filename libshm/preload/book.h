@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The shim's book: which addresses of this process are a region's, and which of those the program still
- * believes to be mapped.
+ * The shim's book: which addresses of this process are a region's, and which of those the program
+ * still believes to be mapped.
  *
  * The program was promised an anonymous mapping of 4 KiB pages. What is there is a region, which is
- * larger than what was asked for (its reserve) and, with huge pages, can be unmapped and protected only in
- * whole granules. The book holds both views at once. Every address inside an entry is one of
+ * larger than what was asked for (its reserve) and, with huge pages, can be unmapped and protected
+ * only in whole granules. The book holds both views at once. Every address inside an entry is one
+ * of
  *
  *	LIVE		mapped for the program and for the kernel
  *	PENDING		not mapped for the program, but still the region's for the kernel: the reserve behind
@@ -15,13 +16,14 @@
  *	LIVE --(munmap)--> PENDING --(its granule has nothing live)--> FOREIGN
  *	LIVE, PENDING --(mmap with MAP_FIXED on top)--> FOREIGN
  *
- * Invariants (book_valid() checks them): entries are sorted and disjoint; an entry's spans are sorted,
- * disjoint, not empty, within [base, base + reach), and no two that touch are alike; each granule is wholly the
- * region's or wholly foreign, except that 4 KiB granules make this trivially so.
+ * Invariants (book_valid() checks them): entries are sorted and disjoint; an entry's spans are
+ * sorted, disjoint, not empty, within [base, base + reach), and no two that touch are alike; each
+ * granule is wholly the region's or wholly foreign, except that 4 KiB granules make this trivially
+ * so.
  *
- * The module is plain bookkeeping: it calls nothing but mmap for its own storage (never malloc, which a
- * program may be inside of when it calls munmap), takes no lock and keeps no state outside of
- * struct book. Pointers to entries are valid until the next book_add() or book_remove().
+ * The module is plain bookkeeping: it calls nothing but mmap for its own storage (never malloc,
+ * which a program may be inside of when it calls munmap), takes no lock and keeps no state outside
+ * of struct book. Pointers to entries are valid until the next book_add() or book_remove().
  */
 #ifndef PANDO_PRELOAD_BOOK_H
 #define PANDO_PRELOAD_BOOK_H
@@ -37,17 +39,17 @@ enum book_kind { BOOK_FOREIGN = 0, BOOK_LIVE = 1, BOOK_PENDING = 2 };
 
 struct book_span {
 	uint64_t start, end;
-	uint32_t kind;	/* BOOK_LIVE or BOOK_PENDING */
-	uint32_t prot;	/* PROT_ bits as the kernel has them; of PENDING: 0 */
+	uint32_t kind; /* BOOK_LIVE or BOOK_PENDING */
+	uint32_t prot; /* PROT_ bits as the kernel has them; of PENDING: 0 */
 };
 
 struct book_entry {
-	uint64_t base, reach;	/* the region's address and its maximum size, bytes */
-	uint64_t granule;	/* bytes; the kernel's unit here, counted from base */
-	void *region;		/* the caller's */
-	int32_t pid;		/* of the process that added it */
-	bool shared;		/* a fork() happened since: another process may have it too */
-	bool covered;		/* something foreign may be mapped inside it */
+	uint64_t base, reach; /* the region's address and its maximum size, bytes */
+	uint64_t granule; /* bytes; the kernel's unit here, counted from base */
+	void *region; /* the caller's */
+	int32_t pid; /* of the process that added it */
+	bool shared; /* a fork() happened since: another process may have it too */
+	bool covered; /* something foreign may be mapped inside it */
 	uint32_t nspans, capacity; /* capacity 0: spans are in few[] */
 	struct book_span few[BOOK_FEW];
 	struct book_span *many;
@@ -67,8 +69,8 @@ struct book_piece {
 };
 
 /*
- * Adds a region: [base, base + length) LIVE with prot, the rest up to reach PENDING. length is rounded up to
- * 4 KiB. Returns 0, -ENOMEM, or -EEXIST if an entry is there already.
+ * Adds a region: [base, base + length) LIVE with prot, the rest up to reach PENDING. length is
+ * rounded up to 4 KiB. Returns 0, -ENOMEM, or -EEXIST if an entry is there already.
  */
 int book_add(struct book *b, uint64_t base, uint64_t length, uint64_t reach, uint64_t granule,
 	     uint32_t prot, void *region);
@@ -83,8 +85,8 @@ void book_clear(struct book *b);
 struct book_entry *book_find(struct book *b, uint64_t start, uint64_t end);
 
 /*
- * The first piece of [start, end): fills *piece and returns true, or returns false if the range is empty.
- * Call again with start = piece->end. Foreign pieces reach as far as they can.
+ * The first piece of [start, end): fills *piece and returns true, or returns false if the range is
+ * empty. Call again with start = piece->end. Foreign pieces reach as far as they can.
  */
 bool book_next(struct book *b, uint64_t start, uint64_t end, struct book_piece *piece);
 
@@ -99,16 +101,18 @@ int book_mark(struct book_entry *e, uint64_t start, uint64_t end, enum book_kind
 bool book_all_gone(const struct book_entry *e);
 
 /*
- * The granules that [start, end) touches and in which nothing is live any more: the range that can now be
- * unmapped for good, in which only PENDING pieces are the region's. Returns false if there is none.
+ * The granules that [start, end) touches and in which nothing is live any more: the range that can
+ * now be unmapped for good, in which only PENDING pieces are the region's. Returns false if there
+ * is none.
  */
 bool book_releasable(const struct book_entry *e, uint64_t start, uint64_t end, uint64_t *lo,
 		     uint64_t *hi);
 
 /*
- * Widens [start, end) to whole granules, which the kernel can change, by taking in what is PENDING around it
- * (at the entry's live end: the whole reserve, so that huge page tables stay shareable). Returns false if a
- * granule at an edge has other live pages: then the kernel cannot do what is asked.
+ * Widens [start, end) to whole granules, which the kernel can change, by taking in what is PENDING
+ * around it (at the entry's live end: the whole reserve, so that huge page tables stay shareable).
+ * Returns false if a granule at an edge has other live pages: then the kernel cannot do what is
+ * asked.
  */
 bool book_widen(const struct book_entry *e, uint64_t start, uint64_t end, uint64_t *lo,
 		uint64_t *hi);

@@ -1,11 +1,12 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What a program does to memory that it got from a region, so that it sees what it would have seen on an
- * anonymous mapping of 4 KiB pages.
+ * What a program does to memory that it got from a region, so that it sees what it would have seen
+ * on an anonymous mapping of 4 KiB pages.
  *
- * A request is cut into pieces (book_next()), which are handled in the order of their addresses, as the
- * kernel does: what is not the region's goes to the kernel; PENDING is a hole to the program; LIVE
- * is changed. With 4 KiB pages the kernel changes it. With huge pages it can only change whole granules:
+ * A request is cut into pieces (book_next()), which are handled in the order of their addresses, as
+ * the kernel does: what is not the region's goes to the kernel; PENDING is a hole to the program;
+ * LIVE is changed. With 4 KiB pages the kernel changes it. With huge pages it can only change whole
+ * granules:
  *
  *	munmap		remembered, done when nothing of the granule is left
  *	mprotect	widened over PENDING neighbours; if that does not do, and the protection is to change,
@@ -15,12 +16,13 @@
  *	mremap		shrinking is munmap; anything else: the region is moved to a plain mapping first
  *	MAP_FIXED	on part of a granule: the region is moved to a plain mapping first
  *
- * Moving is possible while this process is the only one that has the region and has one thread (with signals
- * blocked, nobody can write between copying and exchanging). Otherwise the call fails with ENOMEM, which
- * these calls may always do, rather than claim a protection that is not there.
+ * Moving is possible while this process is the only one that has the region and has one thread
+ * (with signals blocked, nobody can write between copying and exchanging). Otherwise the call fails
+ * with ENOMEM, which these calls may always do, rather than claim a protection that is not there.
  *
- * Order of events when a call is interrupted by SIGKILL: the book dies with the process; nothing here
- * is seen by others but the closing of a region, which is the library's and the broker's business.
+ * Order of events when a call is interrupted by SIGKILL: the book dies with the process; nothing
+ * here is seen by others but the closing of a region, which is the library's and the broker's
+ * business.
  */
 #include <errno.h>
 #include <string.h>
@@ -158,9 +160,8 @@ static int copy_live(struct book_entry *e, char *copy, uint64_t size)
 	for (uint64_t a = e->base; book_next(&shim_book, a, e->base + size, &p); a = p.end) {
 		if (p.kind != BOOK_LIVE)
 			continue;
-		if (!(p.prot & PROT_READ) &&
-		    (!book_widen(e, p.start, p.end, &lo, &hi) ||
-		     real_mprotect(at(lo), hi - lo, PROT_READ) != 0))
+		if (!(p.prot & PROT_READ) && (!book_widen(e, p.start, p.end, &lo, &hi) ||
+					      real_mprotect(at(lo), hi - lo, PROT_READ) != 0))
 			return -ENOMEM;
 		memcpy(copy + (p.start - e->base), at(p.start), p.end - p.start);
 	}
@@ -168,8 +169,8 @@ static int copy_live(struct book_entry *e, char *copy, uint64_t size)
 }
 
 /*
- * Puts a plain mapping with the same content in the place of a region, whose entry is gone afterwards. The
- * exchange is one mremap(): until it succeeds, nothing has changed.
+ * Puts a plain mapping with the same content in the place of a region, whose entry is gone
+ * afterwards. The exchange is one mremap(): until it succeeds, nothing has changed.
  */
 static int move_to_plain(struct book_entry *e, struct gone *gone)
 {
@@ -206,8 +207,8 @@ static int move_to_plain(struct book_entry *e, struct gone *gone)
 
 static int protect(uint64_t start, uint64_t stop, int prot, int pkey)
 {
-	return pkey == -1 ? real_mprotect(at(start), stop - start, prot) :
-			    real_pkey_mprotect(at(start), stop - start, prot, pkey);
+	return pkey == -1 ? real_mprotect(at(start), stop - start, prot)
+			  : real_pkey_mprotect(at(start), stop - start, prot, pkey);
 }
 
 static int protect_live(const struct book_piece *p, int prot, int pkey, struct gone *gone)
@@ -250,7 +251,9 @@ int change_mprotect(uint64_t start, uint64_t stop, int prot, int pkey)
 	return rc;
 }
 
-/* Zeros, through the kernel: where the program may not write, the answer is an error and no signal. */
+/*
+ * Zeros, through the kernel: where the program may not write, the answer is an error and no signal.
+ */
 static int write_zeros(uint64_t start, uint64_t stop)
 {
 	static const char zeros[1 << 16];

@@ -2,13 +2,15 @@
 /*
  * The functions that the program calls instead of libc's.
  *
- * Each decides in a few instructions whether the call concerns us, and passes on what does not: all that is
- * not a large shared anonymous mapping, all that does not touch an address where a region ever was,
- * all that the library itself does on our behalf, and everything before the constructor has run.
+ * Each decides in a few instructions whether the call concerns us, and passes on what does not: all
+ * that is not a large shared anonymous mapping, all that does not touch an address where a region
+ * ever was, all that the library itself does on our behalf, and everything before the constructor
+ * has run.
  *
- * Not seen: calls that do not go through these symbols (syscall(), libc's own use of memory, statically
- * linked programs); mlock(), msync() and mincore() behave alike on regions and need no care;
- * remap_file_pages(), mbind() on part of a huge page, and shmat() on top of a region are not emulated.
+ * Not seen: calls that do not go through these symbols (syscall(), libc's own use of memory,
+ * statically linked programs); mlock(), msync() and mincore() behave alike on regions and need no
+ * care; remap_file_pages(), mbind() on part of a huge page, and shmat() on top of a region are not
+ * emulated.
  */
 #include <dlfcn.h>
 #include <errno.h>
@@ -26,14 +28,15 @@
 #define EXPORT PANDO_API
 
 /* <sys/mman.h> renames mmap for 64-bit files: in C the two have other names here. */
-EXPORT void *shim_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
-	__asm__("mmap");
-EXPORT void *shim_mmap64(void *addr, size_t length, int prot, int flags, int fd, off_t offset)
-	__asm__("mmap64");
+EXPORT void *shim_mmap(void *addr, size_t length, int prot, int flags, int fd,
+		       off_t offset) __asm__("mmap");
+EXPORT void *shim_mmap64(void *addr, size_t length, int prot, int flags, int fd,
+			 off_t offset) __asm__("mmap64");
 
 /*
- * MAP_NORESERVE asks for address space that is mostly never touched; a region takes its memory at once. A
- * fixed address, one below 4 GiB, and huge pages of another size than 2 MiB cannot be had from a region.
+ * MAP_NORESERVE asks for address space that is mostly never touched; a region takes its memory at
+ * once. A fixed address, one below 4 GiB, and huge pages of another size than 2 MiB cannot be had
+ * from a region.
  */
 static bool wanted(size_t length, int flags)
 {
@@ -118,8 +121,8 @@ EXPORT int munmap(void *addr, size_t length)
 
 	if (concerns(addr, length))
 		return change_munmap(start, end_of(addr, length));
-	if (shim_thread.ignore_end && start >= shim_thread.ignore_start &&
-	    length && end_of(addr, length) <= shim_thread.ignore_end)
+	if (shim_thread.ignore_end && start >= shim_thread.ignore_start && length &&
+	    end_of(addr, length) <= shim_thread.ignore_end)
 		return 0;
 	return real_munmap(addr, length);
 }
@@ -173,9 +176,10 @@ EXPORT void *mremap(void *addr, size_t old_length, size_t new_length, int flags,
 }
 
 /*
- * A library that is loaded with RTLD_DEEPBIND, as PHP loads its extensions, finds libc's functions before any
- * that were preloaded: opcache's memory would never be seen. So the flag is dropped, as sanitizers
- * ask for. The last call must be a jump: dlopen() looks at its caller to know whose RUNPATH counts.
+ * A library that is loaded with RTLD_DEEPBIND, as PHP loads its extensions, finds libc's functions
+ * before any that were preloaded: opcache's memory would never be seen. So the flag is dropped, as
+ * sanitizers ask for. The last call must be a jump: dlopen() looks at its caller to know whose
+ * RUNPATH counts.
  */
 __attribute__((optimize("O2"))) EXPORT void *dlopen(const char *file, int flags)
 {

@@ -2,21 +2,23 @@
 /*
  * From a request for shared memory to a region, and back.
  *
- * One seat at the broker per process, taken at the first mapping that is worth it, so that the many small
- * programs that a server starts are no clients. A region is transient, mode 0600, named
+ * One seat at the broker per process, taken at the first mapping that is worth it, so that the many
+ * small programs that a server starts are no clients. A region is transient, mode 0600, named
  * PREFIX-PID-N; N goes on when a name is taken (another pid namespace has the same pid).
  *
- * What the program asked for and a region does not do by itself is done here: protection other than read and
- * write, MAP_POPULATE, MAP_LOCKED, and no access behind the end (with 4 KiB pages; with huge pages the
- * reserve stays accessible, since a mapping that is not one piece per GiB has page tables of its own).
+ * What the program asked for and a region does not do by itself is done here: protection other than
+ * read and write, MAP_POPULATE, MAP_LOCKED, and no access behind the end (with 4 KiB pages; with
+ * huge pages the reserve stays accessible, since a mapping that is not one piece per GiB has page
+ * tables of its own).
  *
- * Whatever fails: everything is undone, one line says why (with -v), and the program gets a plain mapping.
- * A broker that does not answer in time is left alone for a minute, so that a program is not held up twice.
+ * Whatever fails: everything is undone, one line says why (with -v), and the program gets a plain
+ * mapping. A broker that does not answer in time is left alone for a minute, so that a program is
+ * not held up twice.
  *
- * Giving back: pando_region_close() unmaps the whole region. By then the shim has unmapped what was the
- * region's, and other mappings may lie in between. The library's munmap() comes through the shim
- * (it is preloaded), which ignores that one call; where the library's calls do not come by, such a
- * region stays open until the process ends.
+ * Giving back: pando_region_close() unmaps the whole region. By then the shim has unmapped what was
+ * the region's, and other mappings may lie in between. The library's munmap() comes through the
+ * shim (it is preloaded), which ignores that one call; where the library's calls do not come by,
+ * such a region stays open until the process ends.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -35,12 +37,12 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 #define HUGE (2u << 20)
-#define NAMES 32	/* names to try */
+#define NAMES 32 /* names to try */
 #define RETRY_S 60
 
 static pthread_mutex_t serving = PTHREAD_MUTEX_INITIALIZER;
 static struct pando *seat; /* under serving */
-static time_t retry_at;	   /* under serving */
+static time_t retry_at; /* under serving */
 static unsigned int serial;
 
 static time_t now_s(void)
@@ -144,7 +146,9 @@ static int enter(struct pando_region *r, const struct pando_region_stat *st, siz
 	uint64_t granule = BOOK_PAGE;
 	int rc;
 
-	/* Pieces of a huge page cannot be unmapped; of an msharefs mapping, nothing but the whole. */
+	/*
+	 * Pieces of a huge page cannot be unmapped; of an msharefs mapping, nothing but the whole.
+	 */
 	if (st->backend == PANDO_BACKEND_HUGETLB)
 		granule = st->page_size;
 	else if (st->backend == PANDO_BACKEND_MSHARE)
@@ -226,8 +230,8 @@ void serve_forked(void)
 }
 
 /*
- * The broker's count of clients alone would not do: a child that has not reached the broker is not counted. A
- * child of clone() runs no handlers, but then one of the two counts tells, or its pid.
+ * The broker's count of clients alone would not do: a child that has not reached the broker is not
+ * counted. A child of clone() runs no handlers, but then one of the two counts tells, or its pid.
  */
 bool serve_sole(const struct book_entry *e)
 {

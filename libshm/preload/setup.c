@@ -14,8 +14,8 @@
  * A value that makes no sense is reported and its default taken: the program must run in any case.
  * In set-user-id programs the shim does nothing at all.
  *
- * Before the constructor has run, the functions behind us are system calls: dlsym() may allocate, and
- * the program may be anywhere in its start-up. Afterwards they are the next library's, so that
+ * Before the constructor has run, the functions behind us are system calls: dlsym() may allocate,
+ * and the program may be anywhere in its start-up. Afterwards they are the next library's, so that
  * other libraries that interpose (sanitizers, profilers) keep seeing every call.
  */
 #include <dirent.h>
@@ -71,26 +71,25 @@ void *real_mmap(void *addr, size_t length, int prot, int flags, int fd, off_t of
 
 int real_munmap(void *addr, size_t length)
 {
-	return next.munmap ? next.munmap(addr, length) :
-			     (int)syscall(SYS_munmap, addr, length);
+	return next.munmap ? next.munmap(addr, length) : (int)syscall(SYS_munmap, addr, length);
 }
 
 int real_mprotect(void *addr, size_t length, int prot)
 {
-	return next.mprotect ? next.mprotect(addr, length, prot) :
-			       (int)syscall(SYS_mprotect, addr, length, prot);
+	return next.mprotect ? next.mprotect(addr, length, prot)
+			     : (int)syscall(SYS_mprotect, addr, length, prot);
 }
 
 int real_pkey_mprotect(void *addr, size_t length, int prot, int pkey)
 {
-	return next.pkey_mprotect ? next.pkey_mprotect(addr, length, prot, pkey) :
-				    (int)syscall(SYS_pkey_mprotect, addr, length, prot, pkey);
+	return next.pkey_mprotect ? next.pkey_mprotect(addr, length, prot, pkey)
+				  : (int)syscall(SYS_pkey_mprotect, addr, length, prot, pkey);
 }
 
 int real_madvise(void *addr, size_t length, int advice)
 {
-	return next.madvise ? next.madvise(addr, length, advice) :
-			      (int)syscall(SYS_madvise, addr, length, advice);
+	return next.madvise ? next.madvise(addr, length, advice)
+			    : (int)syscall(SYS_madvise, addr, length, advice);
 }
 
 int real_posix_madvise(void *addr, size_t length, int advice)

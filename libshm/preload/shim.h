@@ -9,9 +9,10 @@
  *	setup.c		what the environment says; messages; the next library's functions; fork()
  *	book.c		who owns which address (see book.h)
  *
- * Locks: `serving` (serve.c) is held while waiting for the broker, so that one thread at a time does;
- * shim_lock guards the book and is never held while waiting. fork() takes only shim_lock, so it waits for nobody.
- * Both are taken with signals blocked: a handler that unmaps memory cannot find its own thread inside.
+ * Locks: `serving` (serve.c) is held while waiting for the broker, so that one thread at a time
+ * does; shim_lock guards the book and is never held while waiting. fork() takes only shim_lock, so
+ * it waits for nobody. Both are taken with signals blocked: a handler that unmaps memory cannot
+ * find its own thread inside.
  *
  * Nothing here calls malloc; libpando does, on the path that opens or closes a region, which a
  * program enters by mmap() of a large shared mapping or the munmap() of the last of it. Until the
@@ -33,28 +34,31 @@
 
 #define SHIM_PREFIX_MAX 40
 
-/* What `pando run` was asked for; travels in the environment. Fixed once the constructor has run. */
+/*
+ * What `pando run` was asked for; travels in the environment. Fixed once the constructor has run.
+ */
 struct shim_options {
-	uint64_t threshold;	/* bytes; smaller mappings are left alone */
-	uint32_t backend;	/* enum pando_backend */
+	uint64_t threshold; /* bytes; smaller mappings are left alone */
+	uint32_t backend; /* enum pando_backend */
 	bool verbose;
-	bool serve_32bit;	/* serve MAP_32BIT as well, at an address above 4 GiB */
-	bool embedded;		/* the broker is one of our own: start another if it is gone */
+	bool serve_32bit; /* serve MAP_32BIT as well, at an address above 4 GiB */
+	bool embedded; /* the broker is one of our own: start another if it is gone */
 	char prefix[SHIM_PREFIX_MAX + 1];
 };
 
 extern struct shim_options shim_options;
-extern bool shim_ready;	/* the constructor has run and the shim is not switched off */
+extern bool shim_ready; /* the constructor has run and the shim is not switched off */
 extern struct book shim_book;
 extern pthread_mutex_t shim_lock;
 
 /*
- * This thread is inside the library: what it maps is not the program's. And the range whose munmap() by the
- * library is to be ignored, because the shim has already unmapped what is to be unmapped of it.
+ * This thread is inside the library: what it maps is not the program's. And the range whose
+ * munmap() by the library is to be ignored, because the shim has already unmapped what is to be
+ * unmapped of it.
  */
 struct shim_thread {
 	unsigned int inside;
-	bool seen;	/* the library's calls do come through us */
+	bool seen; /* the library's calls do come through us */
 	uint64_t ignore_start, ignore_end;
 };
 extern __thread struct shim_thread shim_thread __attribute__((tls_model("initial-exec")));
@@ -63,7 +67,9 @@ extern __thread struct shim_thread shim_thread __attribute__((tls_model("initial
 void shim_quiet(sigset_t *before);
 void shim_loud(const sigset_t *before);
 
-/* With -v: one line on standard error, if it is still the one that this process was started with. */
+/*
+ * With -v: one line on standard error, if it is still the one that this process was started with.
+ */
 void shim_say(const char *fmt, ...) PANDO_PRINTF(1, 2);
 
 /* True if this process has one thread. */
@@ -79,8 +85,8 @@ int real_posix_madvise(void *addr, size_t length, int advice);
 void *real_mremap(void *addr, size_t old_length, size_t new_length, int flags, void *new_addr);
 
 /*
- * Serves mmap(NULL, length, prot, flags): the address, or MAP_FAILED if the program is to get a plain
- * mapping. Keeps errno.
+ * Serves mmap(NULL, length, prot, flags): the address, or MAP_FAILED if the program is to get a
+ * plain mapping. Keeps errno.
  */
 void *serve_mmap(size_t length, int prot, int flags);
 

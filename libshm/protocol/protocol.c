@@ -2,11 +2,11 @@
 /*
  * The protocol's parser, and sending and receiving packets.
  *
- * Parsing is one table: for each type its payload size, the number of descriptors that it may carry, and
- * a check of its content. A message is copied out of the packet first and checked in the copy, so the
- * sender cannot change what was checked. The checks establish what the header promises: whoever holds a
- * parsed message may use every string, count and enum in it without looking again; what a message *means*
- * (may this user do that?) is not decided here.
+ * Parsing is one table: for each type its payload size, the number of descriptors that it may
+ * carry, and a check of its content. A message is copied out of the packet first and checked in the
+ * copy, so the sender cannot change what was checked. The checks establish what the header
+ * promises: whoever holds a parsed message may use every string, count and enum in it without
+ * looking again; what a message *means* (may this user do that?) is not decided here.
  */
 #include "protocol/protocol.h"
 
@@ -329,7 +329,10 @@ void pando__msg_init(struct pando__msg *msg, enum pando__msg_type type, uint64_t
 
 union control {
 	struct cmsghdr align;
-	/* Room for more than is allowed, so that surplus descriptors arrive, are counted and closed. */
+	/*
+	 * Room for more than is allowed, so that surplus descriptors arrive, are counted and
+	 * closed.
+	 */
 	char space[CMSG_SPACE(sizeof(int) * 16)];
 };
 
@@ -363,8 +366,8 @@ int pando__msg_send(int socket, struct pando__msg *msg, const int *fds, unsigned
 }
 
 /*
- * Takes the descriptors out of a received control buffer: the first PANDO__PROTO_MAX_FDS are kept in fds, the
- * others closed. Returns how many came.
+ * Takes the descriptors out of a received control buffer: the first PANDO__PROTO_MAX_FDS are kept
+ * in fds, the others closed. Returns how many came.
  */
 static unsigned int take_fds(struct msghdr *mh, int *fds)
 {

@@ -2,21 +2,23 @@
 /*
  * The protocol between clients and the broker.
  *
- * One SOCK_SEQPACKET Unix socket; one message per packet; descriptors travel beside it. Every message is
- * a header and a payload of fixed layout (native byte order: both ends share a machine). The parser below is
- * pure: bytes and a count of descriptors in, a struct out; it touches no descriptor, no memory but its
- * arguments, and keeps no state. The same parser serves both directions and the fuzzers.
+ * One SOCK_SEQPACKET Unix socket; one message per packet; descriptors travel beside it. Every
+ * message is a header and a payload of fixed layout (native byte order: both ends share a machine).
+ * The parser below is pure: bytes and a count of descriptors in, a struct out; it touches no
+ * descriptor, no memory but its arguments, and keeps no state. The same parser serves both
+ * directions and the fuzzers.
  *
- * A conversation: the client sends HELLO and waits for WELCOME; then requests, each answered by exactly
- * one reply that repeats its `seq`. A client may have one request under way; it may send ahead without
- * waiting (a forked child does), and the broker answers in order. A NOTICE may come at any time, with seq 0:
- * RESTARTED says that a new broker process has taken over and that a request still without an answer must be
- * sent again, with the same seq. Requests are therefore made so that doing one twice does no harm; the
- * broker knows a repeated OPEN with PANDO_EXCL by its seq.
+ * A conversation: the client sends HELLO and waits for WELCOME; then requests, each answered by
+ * exactly one reply that repeats its `seq`. A client may have one request under way; it may send
+ * ahead without waiting (a forked child does), and the broker answers in order. A NOTICE may come
+ * at any time, with seq 0: RESTARTED says that a new broker process has taken over and that a
+ * request still without an answer must be sent again, with the same seq. Requests are therefore
+ * made so that doing one twice does no harm; the broker knows a repeated OPEN with PANDO_EXCL by
+ * its seq.
  *
- * Versions: HELLO carries the range that the client speaks, WELCOME the one that was chosen. The header and
- * the first 8 bytes of HELLO and of ERROR never change, so that any two releases can tell each other
- * that they do not match.
+ * Versions: HELLO carries the range that the client speaks, WELCOME the one that was chosen. The
+ * header and the first 8 bytes of HELLO and of ERROR never change, so that any two releases can
+ * tell each other that they do not match.
  *
  *	client			broker
  *	HELLO		->
@@ -75,10 +77,11 @@ enum pando__msg_type {
 struct pando__msg_header {
 	uint32_t magic;
 	uint16_t version; /* of this packet's layout */
-	uint16_t type;	  /* enum pando__msg_type */
-	uint32_t length;  /* bytes of the whole message, header included: the packet's length exactly */
-	uint32_t fds;	  /* descriptors that travel with it */
-	uint64_t seq;	  /* chosen by the client, never 0; repeated in the reply; 0 in a NOTICE */
+	uint16_t type; /* enum pando__msg_type */
+	/* bytes of the whole message, header included: the packet's length exactly */
+	uint32_t length;
+	uint32_t fds; /* descriptors that travel with it */
+	uint64_t seq; /* chosen by the client, never 0; repeated in the reply; 0 in a NOTICE */
 };
 
 #define PANDO__HELLO_FORKED 0x1u /* sent by the child of a fork(); `parent` is set */
@@ -86,8 +89,8 @@ struct pando__msg_header {
 struct pando__msg_hello {
 	uint16_t version_min, version_max;
 	uint32_t flags;
-	uint64_t parent;   /* client id of the process forked from, or 0: a claim, for display only */
-	char program[32];  /* comm: for display only; NUL-terminated, zero-padded */
+	uint64_t parent; /* client id of the process forked from, or 0: a claim, for display only */
+	char program[32]; /* comm: for display only; NUL-terminated, zero-padded */
 };
 
 struct pando__msg_welcome {
@@ -100,13 +103,14 @@ struct pando__msg_welcome {
 };
 
 #define PANDO__OPEN_NO_ATTACH 0x10000u /* make it, but do not attach: no slot, no descriptors */
-#define PANDO__OPEN_INHERITED 0x20000u /* the sender has the mappings from its parent: a slot, no descriptors */
+#define PANDO__OPEN_INHERITED                                                                      \
+	0x20000u /* the sender has the mappings from its parent: a slot, no descriptors */
 
 struct pando__msg_open {
 	char name[PANDO_REGION_NAME_MAX + 1]; /* zero-padded */
 	uint64_t size, max_size, address;
 	uint64_t region_id; /* with INHERITED: which region (its name may be gone); else 0 */
-	uint32_t flags;	    /* PANDO_CREATE, EXCL, READONLY, TRANSIENT and the two above */
+	uint32_t flags; /* PANDO_CREATE, EXCL, READONLY, TRANSIENT and the two above */
 	uint32_t backend;
 	uint32_t mode;
 	uint32_t gid;
@@ -119,8 +123,8 @@ struct pando__msg_opened {
 	uint64_t base, max_size, committed;
 	uint64_t ledger_size, slots_size;
 	uint64_t generation; /* of the client-table entry */
-	uint32_t slot;	     /* index in the client table; UINT32_MAX with NO_ATTACH */
-	uint32_t backend;    /* enum pando_backend, never AUTO */
+	uint32_t slot; /* index in the client table; UINT32_MAX with NO_ATTACH */
+	uint32_t backend; /* enum pando_backend, never AUTO */
 	uint32_t page_size;
 	uint32_t readonly;
 	uint32_t created; /* 1 if this call made it */
@@ -178,7 +182,7 @@ struct pando__msg_status_reply {
 struct pando__msg_error {
 	int32_t error; /* positive errno */
 	uint16_t version_min, version_max; /* what the broker speaks, with EPROTO */
-	char text[PANDO__PROTO_TEXT];	   /* one sentence, NUL-terminated */
+	char text[PANDO__PROTO_TEXT]; /* one sentence, NUL-terminated */
 };
 
 enum pando__notice { PANDO__NOTICE_RESTARTED = 1, PANDO__NOTICE_DRAINING = 2 };
@@ -219,14 +223,15 @@ static_assert(offsetof(struct pando__msg, hello) == 24, "payload follows the hea
 enum pando__direction { PANDO__TO_BROKER, PANDO__TO_CLIENT };
 
 /*
- * Parses one packet of `length` bytes that came with nfds descriptors. On success *msg holds it, with
- * every string terminated, every padding known to be zero, every enum and flag known, and counts within
- * bounds. Region names are checked for form where they are required. Returns 0; -EPROTO with the sentence
- * in why (bad magic, length, type for this direction, count of descriptors, padding, string); or
- * -EPROTONOSUPPORT (another version; msg->header is filled, and for HELLO its first 8 bytes).
+ * Parses one packet of `length` bytes that came with nfds descriptors. On success *msg holds it,
+ * with every string terminated, every padding known to be zero, every enum and flag known, and
+ * counts within bounds. Region names are checked for form where they are required. Returns 0;
+ * -EPROTO with the sentence in why (bad magic, length, type for this direction, count of
+ * descriptors, padding, string); or -EPROTONOSUPPORT (another version; msg->header is filled, and
+ * for HELLO its first 8 bytes).
  */
-int pando__msg_parse(enum pando__direction direction, const void *packet, size_t length, unsigned int nfds,
-		     struct pando__msg *msg, char *why, size_t why_size);
+int pando__msg_parse(enum pando__direction direction, const void *packet, size_t length,
+		     unsigned int nfds, struct pando__msg *msg, char *why, size_t why_size);
 
 /* Payload size of a type in bytes, or -1 if there is no such type. */
 int pando__msg_payload(unsigned int type);
@@ -239,14 +244,17 @@ int pando__region_name_ok(const char *name);
 
 /*
  * Sends one message with nfds descriptors in one packet. flags: MSG_DONTWAIT or 0; SIGPIPE is never
- * raised. Returns 0, -EAGAIN, or another negative errno (no sentence). The descriptors stay the caller's.
+ * raised. Returns 0, -EAGAIN, or another negative errno (no sentence). The descriptors stay the
+ * caller's.
  */
-int pando__msg_send(int socket, struct pando__msg *msg, const int *fds, unsigned int nfds, int flags);
+int pando__msg_send(int socket, struct pando__msg *msg, const int *fds, unsigned int nfds,
+		    int flags);
 
 /*
- * Receives one packet into buf (at least sizeof(struct pando__msg) + 1 bytes) and its descriptors, close-on-exec,
- * into fds[PANDO__PROTO_MAX_FDS]. More descriptors than that, or a cut-off message, are closed and reported as
- * -EPROTO: none ever leaks. Returns the packet's length, 0 at the end, -EAGAIN, -EINTR or another negative errno.
+ * Receives one packet into buf (at least sizeof(struct pando__msg) + 1 bytes) and its descriptors,
+ * close-on-exec, into fds[PANDO__PROTO_MAX_FDS]. More descriptors than that, or a cut-off message,
+ * are closed and reported as -EPROTO: none ever leaks. Returns the packet's length, 0 at the end,
+ * -EAGAIN, -EINTR or another negative errno.
  */
 int pando__msg_receive(int socket, void *buf, size_t size, int *fds, unsigned int *nfds, int flags);
 

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * Fuzzes the protocol's parser in both directions. The first byte picks the direction, the count of
- * descriptors and whether the packet is taken as it is, or as a payload behind a sound header of the
- * type in the second byte (which reaches the checks of content quickly). Whatever is accepted must
- * keep the promises of protocol.h, which are checked here.
+ * descriptors and whether the packet is taken as it is, or as a payload behind a sound header of
+ * the type in the second byte (which reaches the checks of content quickly). Whatever is accepted
+ * must keep the promises of protocol.h, which are checked here.
  */
 #include <stdlib.h>
 #include <string.h>

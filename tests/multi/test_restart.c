@@ -3,9 +3,9 @@
  * The broker dies; nobody notices.
  *
  * Writers are processes that are attached to a region and keep writing and checking their part of
- * it; they must make progress, and never see a wrong byte, whatever becomes of the broker. A churner
- * calls the library all the time; every call must succeed, since the library sends it again to the
- * next broker.
+ * it; they must make progress, and never see a wrong byte, whatever becomes of the broker. A
+ * churner calls the library all the time; every call must succeed, since the library sends it again
+ * to the next broker.
  *
  *	random_deaths		200 times SIGKILL at any moment, under all that
  *	every_injection_point	the broker kills itself at each point, at several passages of it

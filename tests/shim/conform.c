@@ -1,12 +1,14 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What a program can observe of a shared anonymous mapping: conform.sh runs this with and without the shim
- * and compares what it prints. Everything printed is independent of addresses and of timing.
+ * What a program can observe of a shared anonymous mapping: conform.sh runs this with and without
+ * the shim and compares what it prints. Everything printed is independent of addresses and of
+ * timing.
  *
- * usage: conform [fine] SIZE_IN_KIB. "fine" adds what is only promised on 4 KiB pages: that a piece which is
- * no whole huge page cannot be touched after its munmap().
+ * usage: conform [fine] SIZE_IN_KIB. "fine" adds what is only promised on 4 KiB pages: that a piece
+ * which is no whole huge page cannot be touched after its munmap().
  *
- * Each scenario makes its own mapping and gives it back. probe() touches memory and says what became of it.
+ * Each scenario makes its own mapping and gives it back. probe() touches memory and says what
+ * became of it.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -53,7 +55,8 @@ static const char *probe(char *p, bool write_it)
 
 static void result(const char *what, long rc)
 {
-	printf("%s: %s: %ld%s%s\n", scenario, what, rc, rc == -1 ? " " : "", rc == -1 ? strerrorname_np(errno) : "");
+	printf("%s: %s: %ld%s%s\n", scenario, what, rc, rc == -1 ? " " : "",
+	       rc == -1 ? strerrorname_np(errno) : "");
 }
 
 static void touch(const char *what, char *p, bool write_it)
@@ -294,9 +297,9 @@ static void made_with_rights(void)
 
 static void advises(void)
 {
-	static const int advice[] = {MADV_NORMAL, MADV_RANDOM, MADV_SEQUENTIAL, MADV_WILLNEED,
+	static const int advice[] = {MADV_NORMAL,   MADV_RANDOM,   MADV_SEQUENTIAL, MADV_WILLNEED,
 				     MADV_DONTNEED, MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP,
-				     MADV_DODUMP, MADV_FREE, MADV_DOFORK};
+				     MADV_DODUMP,   MADV_FREE,	   MADV_DOFORK};
 	char *p = map();
 	char what[32];
 
@@ -332,8 +335,10 @@ static void fixed_on_top(void)
 	value("its byte", q == p + at ? q[0] : -1);
 	value("before", p[at - 512]);
 	value("behind", p[at + 2 * PAGE]);
-	result("no replace", (long)mmap(p, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
-	result("munmap all but it", munmap(p, at) | munmap(p + at + 2 * PAGE, size - at - 2 * PAGE));
+	result("no replace",
+	       (long)mmap(p, PAGE, RW, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0));
+	result("munmap all but it",
+	       munmap(p, at) | munmap(p + at + 2 * PAGE, size - at - 2 * PAGE));
 	touch("it", p + at, true);
 	result("munmap it", munmap(p + at, 2 * PAGE));
 	touch("it", p + at, false);
@@ -495,14 +500,22 @@ static const struct {
 	const char *name;
 	void (*fn)(void);
 } scenarios[] = {
-	{"fresh", fresh},	      {"bad arguments", bad_arguments},
-	{"forks", forks},	      {"generations", generations},
-	{"partial", partial},	      {"page by page", page_by_page},
-	{"protects all", protects_all}, {"protects pages", protects_pages},
-	{"made with rights", made_with_rights}, {"advises", advises},
-	{"fixed on top", fixed_on_top}, {"remaps", remaps},
-	{"threads", threads},	      {"daemons", daemons},
-	{"execs", execs},	      {"setuids", setuids},
+	{"fresh", fresh},
+	{"bad arguments", bad_arguments},
+	{"forks", forks},
+	{"generations", generations},
+	{"partial", partial},
+	{"page by page", page_by_page},
+	{"protects all", protects_all},
+	{"protects pages", protects_pages},
+	{"made with rights", made_with_rights},
+	{"advises", advises},
+	{"fixed on top", fixed_on_top},
+	{"remaps", remaps},
+	{"threads", threads},
+	{"daemons", daemons},
+	{"execs", execs},
+	{"setuids", setuids},
 };
 
 int main(int argc, char **argv)

@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * Huge pages for tests: reserved at the start, given back at the end, whatever the pool held before.
+ * Huge pages for tests: reserved at the start, given back at the end, whatever the pool held
+ * before.
  *
- * Tests that use the pool take turns: each holds a lock on the pool's directory (flock; it leaves nothing behind and goes
- * with its holder). The count is changed by what is needed, not set. A guardian process gives the pages back
- * when the test and all its children are gone, however they ended.
+ * Tests that use the pool take turns: each holds a lock on the pool's directory (flock; it leaves
+ * nothing behind and goes with its holder). The count is changed by what is needed, not set. A
+ * guardian process gives the pages back when the test and all its children are gone, however they
+ * ended.
  */
 #ifndef PANDO_TESTS_POOL_H
 #define PANDO_TESTS_POOL_H
@@ -109,7 +111,9 @@ static inline bool pool_take(uint64_t pages)
 	return true;
 }
 
-/* Where tests may map 1 GiB-aligned ranges: sanitizers and Valgrind leave room at different places. */
+/*
+ * Where tests may map 1 GiB-aligned ranges: sanitizers and Valgrind leave room at different places.
+ */
 static inline uint64_t test_base(void)
 {
 	const char *env = getenv("PANDO_WINDOW_BASE");

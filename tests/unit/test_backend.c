@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * What every backend promises, run for the one that is named on the command line: sized and sealed files, memory that
- * comes and goes, refusals that leave nothing behind, read-only descriptors that stay so.
+ * What every backend promises, run for the one that is named on the command line: sized and sealed
+ * files, memory that comes and goes, refusals that leave nothing behind, read-only descriptors that
+ * stay so.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -220,7 +221,10 @@ static void an_address_that_is_taken(void **state)
 	close(fd);
 }
 
-/* A core dump would give memory to every hole that it reads. (hugetlb is left out by the kernel's default.) */
+/*
+ * A core dump would give memory to every hole that it reads. (hugetlb is left out by the kernel's
+ * default.)
+ */
 static void is_left_out_of_core_dumps(void **state)
 {
 	int fd = make(GIB), left_out = 0;
@@ -247,7 +251,10 @@ static void is_left_out_of_core_dumps(void **state)
 	close(fd);
 }
 
-/* Every byte that was committed can be touched by a process that maps the file, whatever else is going on. */
+/*
+ * Every byte that was committed can be touched by a process that maps the file, whatever else is
+ * going on.
+ */
 static void committed_memory_never_faults_badly(void **state)
 {
 	int fd = make(GIB), status;

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * The shim's book: single cases by hand, then long random sequences against a model that keeps one byte
- * per page and knows nothing of spans.
+ * The shim's book: single cases by hand, then long random sequences against a model that keeps one
+ * byte per page and knows nothing of spans.
  */
 #include <errno.h>
 #include <setjmp.h>
@@ -15,7 +15,7 @@
 #include "preload/book.h"
 
 #define BASE 0x200000000000ull
-#define PAGE (uint64_t)BOOK_PAGE
+#define PAGE (uint64_t) BOOK_PAGE
 #define HUGE (2ull << 20)
 #define GIB (1ull << 30)
 #define RW (PROT_READ | PROT_WRITE)
@@ -119,13 +119,14 @@ static void marking_alike_joins(void **state)
 	(void)state;
 	assert_int_equal(book_add(&book, BASE, 64 * PAGE, 64 * PAGE, PAGE, RW, NULL), 0);
 	for (uint64_t i = 0; i < 64; i += 2)
-		assert_int_equal(book_mark(only(), BASE + i * PAGE, BASE + (i + 1) * PAGE, BOOK_LIVE,
-					   PROT_READ),
+		assert_int_equal(book_mark(only(), BASE + i * PAGE, BASE + (i + 1) * PAGE,
+					   BOOK_LIVE, PROT_READ),
 				 0);
 	assert_int_equal(only()->nspans, 64);
 	for (uint64_t i = 0; i < 64; i += 2)
 		assert_int_equal(
-			book_mark(only(), BASE + i * PAGE, BASE + (i + 1) * PAGE, BOOK_LIVE, RW), 0);
+			book_mark(only(), BASE + i * PAGE, BASE + (i + 1) * PAGE, BOOK_LIVE, RW),
+			0);
 	assert_int_equal(only()->nspans, 1);
 	assert_true(book_valid(&book));
 }
@@ -148,7 +149,9 @@ static unsigned char kind_at(unsigned int page)
 	return (unsigned char)p.kind;
 }
 
-/* As the shim's munmap: live pages become pending, granules without any live page become foreign. */
+/*
+ * As the shim's munmap: live pages become pending, granules without any live page become foreign.
+ */
 static void unmap(unsigned int from, unsigned int to)
 {
 	struct book_entry *e = only();
@@ -162,8 +165,8 @@ static void unmap(unsigned int from, unsigned int to)
 		if (book_releasable(e, p.start, p.end, &lo, &hi))
 			for (struct book_piece q; book_next(&book, lo, hi, &q); lo = q.end)
 				if (q.kind == BOOK_PENDING)
-					assert_int_equal(book_mark(e, q.start, q.end, BOOK_FOREIGN, 0),
-							 0);
+					assert_int_equal(
+						book_mark(e, q.start, q.end, BOOK_FOREIGN, 0), 0);
 	}
 	for (unsigned int i = from; i < to; i++)
 		if (model[i] == BOOK_LIVE)
@@ -186,8 +189,9 @@ static void agrees_with_the_model(void **state)
 	srand(1);
 	for (int round = 0; round < 2000; round++) {
 		book_clear(&book);
-		assert_int_equal(book_add(&book, BASE, 45 * PAGE, PAGES * PAGE, GRANULE * PAGE, RW, NULL),
-				 0);
+		assert_int_equal(
+			book_add(&book, BASE, 45 * PAGE, PAGES * PAGE, GRANULE * PAGE, RW, NULL),
+			0);
 		for (unsigned int i = 0; i < PAGES; i++)
 			model[i] = i < 45 ? BOOK_LIVE : BOOK_PENDING;
 		for (int step = 0; step < 12; step++) {
@@ -217,7 +221,8 @@ static void many_entries_stay_sorted(void **state)
 	(void)state;
 	srand(2);
 	for (uint64_t i = 0; i < 500; i++)
-		(void)book_add(&book, BASE + (uint64_t)(rand() % 1000) * GIB, HUGE, GIB, PAGE, RW, NULL);
+		(void)book_add(&book, BASE + (uint64_t)(rand() % 1000) * GIB, HUGE, GIB, PAGE, RW,
+			       NULL);
 	assert_true(book.n > 300);
 	assert_true(book_valid(&book));
 	while (book.n) {
@@ -234,8 +239,10 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(cuts_a_request_into_pieces, reset, reset),
 		cmocka_unit_test_setup_teardown(refuses_what_overlaps, reset, reset),
-		cmocka_unit_test_setup_teardown(keeps_a_granule_until_all_of_it_is_gone, reset, reset),
-		cmocka_unit_test_setup_teardown(widens_over_the_reserve_and_no_further, reset, reset),
+		cmocka_unit_test_setup_teardown(keeps_a_granule_until_all_of_it_is_gone, reset,
+						reset),
+		cmocka_unit_test_setup_teardown(widens_over_the_reserve_and_no_further, reset,
+						reset),
 		cmocka_unit_test_setup_teardown(marking_alike_joins, reset, reset),
 		cmocka_unit_test_setup_teardown(agrees_with_the_model, reset, reset),
 		cmocka_unit_test_setup_teardown(many_entries_stay_sorted, reset, reset),

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
- * pando__memory_available(): what it makes of meminfo and of memory cgroups of both versions, in folders that
- * look like a machine; and, where this machine lets us, in a real group with a limit.
+ * pando__memory_available(): what it makes of meminfo and of memory cgroups of both versions, in
+ * folders that look like a machine; and, where this machine lets us, in a real group with a limit.
  */
 #include <errno.h>
 #include <ftw.h>

@@ -2,17 +2,18 @@
 /*
  * What a region costs in page tables, per process, measured.
  *
- * hugetlb: N processes touch the same pages of a region of many GiB. If the kernel shares the PMD pages, then
+ * hugetlb: N processes touch the same pages of a region of many GiB. If the kernel shares the PMD
+ * pages, then
  *   - a late attacher takes about one fault per GiB, not one per page: the rest is there already;
  *   - PageTables of /proc/meminfo grows by about one 4 KiB page per process (its own PUD page), where unshared
  *     tables would cost one page more per GiB;
  *   - VmPTE of a process does count the shared pages, in each sharer: it is no measure of what is
  *     saved, and this test pins that down, so that nobody takes it for one.
- * memfd: the same with 4 KiB pages, for comparison: a page of tables for each 2 MiB, in each process; and with 2 MiB
- * pages, by advice.
+ * memfd: the same with 4 KiB pages, for comparison: a page of tables for each 2 MiB, in each
+ * process; and with 2 MiB pages, by advice.
  *
- * PageTables is the whole machine's; other programs come and go. The signal is made large against them
- * (100 processes, 132 KiB each if unshared), and the median of five rounds counts.
+ * PageTables is the whole machine's; other programs come and go. The signal is made large against
+ * them (100 processes, 132 KiB each if unshared), and the median of five rounds counts.
  *
  * The figures are printed: they are the project's claim. Skips (77) without huge pages.
  */
@@ -174,7 +175,9 @@ static void stop(struct child *c)
 	waitpid(c->pid, NULL, 0);
 }
 
-/* PageTables once it has stopped falling: the tables of dead processes are freed some time later. */
+/*
+ * PageTables once it has stopped falling: the tables of dead processes are freed some time later.
+ */
 static uint64_t settled_kb(void)
 {
 	uint64_t now = field_kb("/proc/meminfo", "PageTables"), before;
@@ -190,8 +193,9 @@ static uint64_t settled_kb(void)
 }
 
 /*
- * Starts n children (later ones inherit earlier ones' pipe ends: each is told to end before it is waited for, last
- * first) and lets one after the other attach. Returns the growth of PageTables in kB per child.
+ * Starts n children (later ones inherit earlier ones' pipe ends: each is told to end before it is
+ * waited for, last first) and lets one after the other attach. Returns the growth of PageTables in
+ * kB per child.
  */
 static double measure(const struct pando__backend *b, int fd, uint64_t size, bool readonly, int n,
 		      struct report *first, struct report *last)
@@ -266,7 +270,8 @@ static bool hugetlb_shares(void)
 	}
 	for (uint64_t g = 0; g < SPAN; g++)
 		if (b->commit(fd, g * GIB, PER_GIB * b->page_size) != 0) {
-			printf("skipped: somebody else took the huge pages: %s\n", pando_strerror_last());
+			printf("skipped: somebody else took the huge pages: %s\n",
+			       pando_strerror_last());
 			close(fd);
 			return false;
 		}
@@ -314,7 +319,10 @@ static bool set_policy(const char *word)
 	return f && fclose(f) == 0 && ok;
 }
 
-/* Where the system permits 2 MiB pages by advice, memfd regions get them: one entry and one fault for each. */
+/*
+ * Where the system permits 2 MiB pages by advice, memfd regions get them: one entry and one fault
+ * for each.
+ */
 static void memfd_takes_advice(void)
 {
 	const struct pando__backend *b = pando__backend_find(PANDO_BACKEND_MEMFD);
@@ -322,15 +330,16 @@ static void memfd_takes_advice(void)
 	char policy[16] = "";
 	int fd;
 
-	if (!pando__read_choice(SHMEM_POLICY, policy, sizeof(policy)) || strcmp(policy, "never") != 0 ||
-	    !set_policy("advise")) {
+	if (!pando__read_choice(SHMEM_POLICY, policy, sizeof(policy)) ||
+	    strcmp(policy, "never") != 0 || !set_policy("advise")) {
 		printf("memfd with advice: not tried, the policy is \"%s\"\n", policy);
 		return;
 	}
 	if (b->create("test", base, GIB, &fd) == 0) {
 		CHECK(b->commit(fd, 0, SMALL) == 0, "%s", pando_strerror_last());
 		measure(b, fd, GIB, false, 2, &first, &late);
-		printf("memfd with advice, %llu MiB: each attacher %" PRIu64 " faults; VmPTE +%" PRIu64 " kB\n",
+		printf("memfd with advice, %llu MiB: each attacher %" PRIu64
+		       " faults; VmPTE +%" PRIu64 " kB\n",
 		       SMALL / MIB, late.faults, late.vmpte_kb);
 		/* Memory may be too fragmented for some. */
 		CHECK(late.faults < SMALL / b->page_size / 4, "%" PRIu64 " faults", late.faults);

@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
-/* Sizes: what is read, what is refused, what is written, and that what is written can be read again. */
+/*
+ * Sizes: what is read, what is refused, what is written, and that what is written can be read
+ * again.
+ */
 #include <errno.h>
 #include <setjmp.h>
 #include <stdarg.h>

@@ -2,14 +2,15 @@
 /*
  * Connecting to a broker.
  *
- * A `struct pando` is this process's seat at one broker: a socket, a client id, and the regions that
- * are attached through it. The data path never uses the socket; it serves opening, closing and
- * resizing regions. When the broker restarts, the connection stays as it is and the call that was under
- * way is sent again.
+ * A `struct pando` is this process's seat at one broker: a socket, a client id, and the regions
+ * that are attached through it. The data path never uses the socket; it serves opening, closing and
+ * resizing regions. When the broker restarts, the connection stays as it is and the call that was
+ * under way is sent again.
  *
  * fork(): the child is a client of its own. Handlers registered with pthread_atfork() give it a
- * connection and a client-table slot in every region that it inherits, without waiting for the broker;
- * the handle and all pointers into regions stay valid in the child. After exec() nothing is left.
+ * connection and a client-table slot in every region that it inherits, without waiting for the
+ * broker; the handle and all pointers into regions stay valid in the child. After exec() nothing is
+ * left.
  */
 #ifndef PANDO_CONNECT_H
 #define PANDO_CONNECT_H
@@ -32,27 +33,30 @@ struct pando;
  * broker: the broker's address, a socket path ("/run/pando/broker.sock") or an abstract name
  * ("@name"). NULL means: $PANDO_BROKER; if that is unset, $XDG_RUNTIME_DIR/pando/broker.sock, then
  * /run/pando/broker.sock, whichever exists; if none does, an embedded broker is started for this
- * program and its children ($PANDO_BROKER is set to its address, so that programs it executes find it
- * too); it ends with the last of them. Set-user-id programs ignore the environment. $PANDO_TIMEOUT, in
- * milliseconds, replaces the 10 s that each call waits for the broker's answer (committing memory has longer).
+ * program and its children ($PANDO_BROKER is set to its address, so that programs it executes find
+ * it too); it ends with the last of them. Set-user-id programs ignore the environment.
+ * $PANDO_TIMEOUT, in milliseconds, replaces the 10 s that each call waits for the broker's answer
+ * (committing memory has longer).
  *
  * Returns 0; -ECONNREFUSED or -ENOENT (no broker at that address), -ENAMETOOLONG (socket path over
- * 107 bytes), -EACCES, -EPROTO (the broker speaks another version of the protocol), -EDQUOT (too many
- * clients of this user), -ESHUTDOWN (the broker is about to end), -ETIMEDOUT (no answer within 10 s),
- * -ENOMEM, -EMFILE.
- * Any thread; not async-signal-safe. May be called several times; each call makes its own client.
+ * 107 bytes), -EACCES, -EPROTO (the broker speaks another version of the protocol), -EDQUOT (too
+ * many clients of this user), -ESHUTDOWN (the broker is about to end), -ETIMEDOUT (no answer within
+ * 10 s), -ENOMEM, -EMFILE. Any thread; not async-signal-safe. May be called several times; each
+ * call makes its own client.
  */
-PANDO_API PANDO_NODISCARD int pando_connect(struct pando **out, const char *broker) PANDO_NONNULL(1);
+PANDO_API PANDO_NODISCARD int pando_connect(struct pando **out, const char *broker)
+	PANDO_NONNULL(1);
 
 /*
  * Closes every region that is still open through the handle, leaves the broker and frees the
- * handle. Waits for the broker, but not longer than a second. NULL is ignored. No other thread may be using the handle.
+ * handle. Waits for the broker, but not longer than a second. NULL is ignored. No other thread may
+ * be using the handle.
  */
 PANDO_API void pando_disconnect(struct pando *p);
 
 /*
- * The id that the broker gave this client: never used again by this broker. In the child of a fork() it is its
- * own, asked for at the first call; 0 if the broker cannot be reached. Any thread.
+ * The id that the broker gave this client: never used again by this broker. In the child of a
+ * fork() it is its own, asked for at the first call; 0 if the broker cannot be reached. Any thread.
  */
 PANDO_API uint64_t pando_client_id(struct pando *p) PANDO_NONNULL(1);
 
@@ -62,32 +66,32 @@ PANDO_API const char *pando_broker_address(const struct pando *p) PANDO_NONNULL(
 /* One client, as the broker sees it. */
 struct pando_client_info {
 	uint64_t id;
-	int32_t pid;		/* in the broker's pid namespace */
+	int32_t pid; /* in the broker's pid namespace */
 	uint32_t uid, gid;
-	uint32_t regions;	/* attached regions */
-	uint64_t parent;	/* client id of the process it was forked from, or 0 */
-	uint64_t connected_ns;	/* CLOCK_BOOTTIME, nanoseconds */
-	char program[32];	/* comm of the process when it connected */
+	uint32_t regions; /* attached regions */
+	uint64_t parent; /* client id of the process it was forked from, or 0 */
+	uint64_t connected_ns; /* CLOCK_BOOTTIME, nanoseconds */
+	char program[32]; /* comm of the process when it connected */
 };
 
 /* The broker's counters and limits since it (or the supervisor above it) started. */
 struct pando_broker_info {
-	uint64_t epoch;		/* 1, plus one for each restart of the broker process */
+	uint64_t epoch; /* 1, plus one for each restart of the broker process */
 	uint64_t window_base, window_size; /* where regions are placed */
 	uint64_t clients, regions, committed_bytes;
 	uint64_t clients_total, deaths_total, requests_total, errors_total, refused_total;
 	uint64_t reap_ns_last, reap_ns_max; /* from noticing a death to the end of its clean-up */
 	uint64_t quota_memory, quota_regions, quota_clients; /* per uid; 0: none */
 	int32_t broker_pid, supervisor_pid;
-	uint32_t default_backend;	/* enum pando_backend that `auto` picks now */
-	uint32_t drain;			/* 1 while the broker drains */
+	uint32_t default_backend; /* enum pando_backend that `auto` picks now */
+	uint32_t drain; /* 1 while the broker drains */
 	char version[16];
 };
 
 /*
- * Walks the clients. Start with *cursor = 0; each call fills up to max entries and returns how many;
- * 0 means the end. Clients that come and go meanwhile may or may not be seen; none is seen twice.
- * Clients of other users are listed to root and to the broker's own user only.
+ * Walks the clients. Start with *cursor = 0; each call fills up to max entries and returns how
+ * many; 0 means the end. Clients that come and go meanwhile may or may not be seen; none is seen
+ * twice. Clients of other users are listed to root and to the broker's own user only.
  */
 PANDO_API PANDO_NODISCARD int pando_clients(struct pando *p, uint64_t *cursor,
 					    struct pando_client_info *info, unsigned int max)

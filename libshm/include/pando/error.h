@@ -2,13 +2,14 @@
 /*
  * Errors.
  *
- * One policy for the whole library. A function that can fail returns 0 (or a count) on success and a
- * negative errno on failure; a function that returns a pointer returns NULL. The number tells a
+ * One policy for the whole library. A function that can fail returns 0 (or a count) on success and
+ * a negative errno on failure; a function that returns a pointer returns NULL. The number tells a
  * program what to do; the sentence of pando_strerror_last() tells a person: what failed, with which
  * value, and what to do about it. The library never prints, exits or aborts, except through the
  * settable handler for a caller's broken contract that would corrupt memory.
  *
- * The end of a peer, a full queue and "would block" are ordinary results, listed with each function.
+ * The end of a peer, a full queue and "would block" are ordinary results, listed with each
+ * function.
  */
 #ifndef PANDO_ERROR_H
 #define PANDO_ERROR_H
