@@ -182,6 +182,8 @@ struct broker {
 	struct quota quota;
 	struct parking freeing; /* requests that wait until memory has come back */
 	unsigned int frees; /* DYING regions */
+	/* How long a job waits for their memory; 0 where no other thread frees it. Fixed. */
+	unsigned int patience_ms;
 	unsigned int jobs; /* under way */
 	bool draining;
 	bool store_lost; /* a put failed: the supervisor is gone */

@@ -29,7 +29,6 @@
 #include "broker.h"
 #include "log.h"
 
-#define FREE_MS 200 /* how long to wait for the memory of regions that are being freed */
 #define FORGET_MS 50 /* how long the supervisor may take to read what it was sent */
 
 static uint64_t least(uint64_t a, uint64_t b)
@@ -99,7 +98,8 @@ static int patiently(const struct job *job, int (*ask)(const struct job *job))
 {
 	int rc = ask(job);
 
-	for (int ms = 0; rc == -ENOMEM && ms < FREE_MS && pando__load_relaxed(&job->broker->frees);
+	for (unsigned int ms = 0; rc == -ENOMEM && ms < job->broker->patience_ms &&
+				  pando__load_relaxed(&job->broker->frees);
 	     ms++) {
 		usleep(1000);
 		rc = ask(job);

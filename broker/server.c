@@ -32,6 +32,7 @@
 #include "notify.h"
 #include "supervisor.h"
 
+#define PATIENCE_MS 200
 #define EMBEDDED_GRACE_MS 10000
 #define HELLO_LIMIT_NS 10000000000ull /* who has not said HELLO by then is dropped */
 #define SILENT_MAX 4096u /* clients that have not said HELLO yet */
@@ -308,6 +309,7 @@ static int begin(struct server *s)
 	}
 	rc = broker_init(&s->broker, s->config, &server_ops, store);
 	s->broker.outside = s;
+	s->broker.patience_ms = PATIENCE_MS; /* workers free memory beside those who want it */
 	if (rc == 0)
 		rc = store ? begin_supervised(s) : begin_alone(s);
 	if (rc == 0)
