@@ -181,7 +181,12 @@ EXPORT void *mremap(void *addr, size_t old_length, size_t new_length, int flags,
  * sanitizers ask for. The last call must be a jump: dlopen() looks at its caller to know whose
  * RUNPATH counts.
  */
-__attribute__((optimize("O2"))) EXPORT void *dlopen(const char *file, int flags)
+#ifdef __clang__
+#define TAIL_CALL
+#else
+#define TAIL_CALL __attribute__((optimize("O2"))) /* in unoptimised builds, too */
+#endif
+TAIL_CALL EXPORT void *dlopen(const char *file, int flags)
 {
 	static void *(*next)(const char *, int);
 
