@@ -74,7 +74,10 @@ struct pando_client_info {
 	char program[32]; /* comm of the process when it connected */
 };
 
-/* The broker's counters and limits since it (or the supervisor above it) started. */
+/*
+ * The broker's counters and limits. Counters (the _total and reap_ns_ members) begin at zero with
+ * each broker process: a changed epoch says that they have.
+ */
 struct pando_broker_info {
 	uint64_t epoch; /* 1, plus one for each restart of the broker process */
 	uint64_t window_base, window_size; /* where regions are placed */
