@@ -12,9 +12,10 @@
  *
  * One line per connection on standard output, tab-separated:
  *
- *	number	connect_ms	pagetables_kb	minor_faults	baseline_kb
+ *	number	connect_ms	pagetables_kb	minor_faults	baseline_kb	machine_kb
  *
- * connect_ms is the time from opening the connection to the end of QUERY. Progress goes to standard
+ * connect_ms is the time from opening the connection to the end of QUERY; machine_kb is what the page
+ * tables of all processes of the machine take then (PageTables of /proc/meminfo). Progress goes to standard
  * error when that is a terminal. Exits with 0, or with 1 and one sentence. The database is on this
  * machine: /proc of its backends is read, for which the caller is root or the same user.
  */
@@ -40,20 +41,36 @@ static double now_ms(void)
 	return (double)ts.tv_sec * 1e3 + (double)ts.tv_nsec / 1e6;
 }
 
-static int read_file(int pid, const char *name, char *buf, size_t size)
+static int read_path(const char *path, char *buf, size_t size)
 {
-	char path[64];
 	size_t n;
-	FILE *f;
+	FILE *f = fopen(path, "re");
 
-	snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
-	f = fopen(path, "re");
 	if (!f)
 		return -1;
 	n = fread(buf, 1, size - 1, f);
 	buf[n] = '\0';
 	fclose(f);
 	return n ? 0 : -1;
+}
+
+static int read_file(int pid, const char *name, char *buf, size_t size)
+{
+	char path[64];
+
+	snprintf(path, sizeof(path), "/proc/%d/%s", pid, name);
+	return read_path(path, buf, size);
+}
+
+/* Page tables of the whole machine in kB, or -1. */
+static long machine_kb(void)
+{
+	char buf[8192], *p;
+
+	if (read_path("/proc/meminfo", buf, sizeof(buf)) != 0 ||
+	    !(p = strstr(buf, "\nPageTables:")))
+		return -1;
+	return strtol(p + strlen("\nPageTables:"), NULL, 10);
 }
 
 static int read_usage(int pid, struct usage *u)
@@ -114,9 +131,9 @@ static PGconn *one(const char *conninfo, int number, const char *query)
 	spent = now_ms() - start;
 	if (read_usage(pid, &after) != 0)
 		goto gone;
-	printf("%d\t%.3f\t%ld\t%ld\t%ld\n", number, spent,
+	printf("%d\t%.3f\t%ld\t%ld\t%ld\t%ld\n", number, spent,
 	       after.pagetables_kb - before.pagetables_kb, after.minor_faults - before.minor_faults,
-	       before.pagetables_kb);
+	       before.pagetables_kb, machine_kb());
 	return c;
 gone:
 	fprintf(stderr, "pgload: cannot read /proc/%d of the backend; run as root or as its user\n",

@@ -92,13 +92,17 @@ static void check_vm_mmap(struct doctor *d)
 static void check_pool(struct doctor *d)
 {
 	const struct pando__backend *b = pando__backend_find(PANDO_BACKEND_HUGETLB);
-	struct pando__backend_probe probe;
+	struct pando__backend_probe probe, mshare;
 	char size[PANDO__SIZE_TEXT];
 
 	b->probe(&probe);
+	pando__backend_find(PANDO_BACKEND_MSHARE)->probe(&mshare);
 	if (probe.usable)
 		found(d, "hugetlb pool", false, DOCTOR_OK, NULL, "%s of 2 MiB pages can be had",
 		      pando__size_format(probe.available, size));
+	else if (mshare.usable)
+		found(d, "hugetlb pool", false, DOCTOR_OK, NULL,
+		      "%s; regions do without it, on msharefs", probe.why);
 	else
 		found(d, "hugetlb pool", false, DOCTOR_MISSING,
 		      probe.mend[0] ? "sysctl vm.nr_hugepages=512" : NULL,

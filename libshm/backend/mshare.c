@@ -12,7 +12,12 @@
  * has a name between two system calls, and a broker killed there leaves an empty file behind, which
  * the next probe removes: the name tells the process.
  *
- * The kernel refuses partial munmap(), mprotect(), mremap() and most of madvise() on such mappings.
+ * A region has its maximum size from the start, and what it commits is counted when it commits; so
+ * the file is established with MAP_NORESERVE, or the mount's size= would have to hold the maximum
+ * sizes of all regions.
+ *
+ * The kernel refuses partial munmap(), mprotect(), mremap() and most of madvise() on such mappings,
+ * and the mapping itself in a process with locked memory or with MMU notifiers.
  */
 #include <dirent.h>
 #include <errno.h>
@@ -127,7 +132,8 @@ static int mshare_create(const char *name, uint64_t base, uint64_t max_size, int
 				   "cannot make the memory file of region \"%s\" in " MOUNT
 				   " of backend mshare: %s; see pando doctor",
 				   name, strerror(-fd));
-	got = mmap(want, max_size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0);
+	got = mmap(want, max_size, PROT_READ | PROT_WRITE,
+		   MAP_SHARED | MAP_NORESERVE | MAP_FIXED_NOREPLACE, fd, 0);
 	if (got == MAP_FAILED) {
 		err = errno;
 		close(fd);
@@ -141,21 +147,67 @@ static int mshare_create(const char *name, uint64_t base, uint64_t max_size, int
 	return 0;
 }
 
+/* What the mount's size= leaves for a file, what it has already included; UINT64_MAX: no limit. */
+static uint64_t mount_leaves(int fd)
+{
+	struct statfs fs;
+	struct stat st;
+
+	if (fstatfs(fd, &fs) != 0 || fs.f_blocks == 0 || fstat(fd, &st) != 0)
+		return UINT64_MAX;
+	return (uint64_t)fs.f_bavail * (uint64_t)fs.f_bsize + (uint64_t)st.st_blocks * 512;
+}
+
+static int over_limit(uint64_t length, uint64_t left)
+{
+	char need[PANDO__SIZE_TEXT], have[PANDO__SIZE_TEXT];
+
+	return pando__fail(ENOMEM,
+			   "%s (%" PRIu64 " bytes) of memory are needed, the size= limit of " MOUNT
+			   " leaves %s (%" PRIu64 " bytes); mount -o remount,size=SIZE " MOUNT
+			   " or ask for less",
+			   pando__size_format(length, need), length, pando__size_format(left, have),
+			   left);
+}
+
 static int mshare_commit(int fd, uint64_t offset, uint64_t length)
 {
-	char need[PANDO__SIZE_TEXT];
-	int rc = pando__file_check_commit(offset, length, PAGE);
+	uint64_t left = mount_leaves(fd);
+	int rc;
 
+	if (length > left && pando__file_range_ok(offset, length, PAGE))
+		return over_limit(length, left);
+	rc = pando__file_check_commit(offset, length, PAGE);
 	if (rc < 0)
 		return rc;
 	rc = pando__file_allocate(fd, offset, length);
-	if (rc == -ENOMEM)
-		return pando__fail(ENOMEM,
-				   "%s (%" PRIu64
-				   " bytes) of memory are over the size= limit of " MOUNT
-				   "; remount it with a larger one or ask for less",
-				   pando__size_format(length, need), length);
+	if (rc == -ENOMEM) /* others were faster */
+		return over_limit(length, mount_leaves(fd));
 	return pando__file_fail_commit(rc, offset, length);
+}
+
+static int mshare_map(int fd, uint64_t base, uint64_t max_size, bool readonly)
+{
+	int rc = pando__file_map(fd, base, max_size, readonly);
+
+	if (rc == -EOPNOTSUPP)
+		return pando__fail(EOPNOTSUPP,
+				   "cannot map the region at 0x%" PRIx64
+				   ": msharefs refuses processes that lock all their memory "
+				   "(mlockall); make the region with --backend memfd, or do not "
+				   "lock",
+				   base);
+	if (rc == -EBUSY)
+		return pando__fail(EBUSY,
+				   "cannot map the region at 0x%" PRIx64
+				   ": msharefs refuses processes whose memory a device or KVM "
+				   "mirrors; make the region with --backend memfd",
+				   base);
+	if (rc < 0)
+		return rc;
+	/* A core dump reads what is mapped, and reading a hole of shmem allocates it. */
+	(void)madvise((void *)(uintptr_t)base, max_size, MADV_DONTDUMP);
+	return 0;
 }
 
 const struct pando__backend pando__backend_mshare = {
@@ -167,5 +219,5 @@ const struct pando__backend pando__backend_mshare = {
 	.reopen_readonly = pando__file_reopen_readonly,
 	.commit = mshare_commit,
 	.decommit = pando__file_decommit,
-	.map = pando__file_map,
+	.map = mshare_map,
 };

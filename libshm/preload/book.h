@@ -45,7 +45,8 @@ struct book_span {
 
 struct book_entry {
 	uint64_t base, reach; /* the region's address and its maximum size, bytes */
-	uint64_t granule; /* bytes; the kernel's unit here, counted from base */
+	uint64_t
+		granule; /* bytes; the kernel's unit here, counted from base; reach: see book_whole() */
 	void *region; /* the caller's */
 	int32_t pid; /* of the process that added it */
 	bool shared; /* a fork() happened since: another process may have it too */
@@ -116,6 +117,14 @@ bool book_releasable(const struct book_entry *e, uint64_t start, uint64_t end, u
  */
 bool book_widen(const struct book_entry *e, uint64_t start, uint64_t end, uint64_t *lo,
 		uint64_t *hi);
+
+/*
+ * True if the kernel can only unmap all of the region, and can not change its protection (msharefs).
+ */
+static inline bool book_whole(const struct book_entry *e)
+{
+	return e->granule == e->reach;
+}
 
 /* Checks the invariants. For tests and debug builds. */
 bool book_valid(const struct book *b);

@@ -16,6 +16,9 @@
  *	mremap		shrinking is munmap; anything else: the region is moved to a plain mapping first
  *	MAP_FIXED	on part of a granule: the region is moved to a plain mapping first
  *
+ * On msharefs, a granule is the whole region, and its protection never changes: as a piece of a
+ * granule.
+ *
  * Moving is possible while this process is the only one that has the region and has one thread
  * (with signals blocked, nobody can write between copying and exchanging). Otherwise the call fails
  * with ENOMEM, which these calls may always do, rather than claim a protection that is not there.
@@ -184,7 +187,8 @@ static int move_to_plain(struct book_entry *e, struct gone *gone)
 		if (p.kind == BOOK_LIVE)
 			size = p.end - base;
 	size = (size + e->granule - 1) / e->granule * e->granule;
-	copy = real_mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	copy = real_mmap(NULL, size, PROT_READ | PROT_WRITE,
+			 MAP_SHARED | MAP_ANONYMOUS | (book_whole(e) ? MAP_NORESERVE : 0), -1, 0);
 	if (copy == MAP_FAILED)
 		return -ENOMEM;
 	if (copy_live(e, copy, size) != 0 ||
@@ -199,8 +203,9 @@ static int move_to_plain(struct book_entry *e, struct gone *gone)
 			(void)real_mprotect(at(p.start), p.end - p.start, (int)p.prot);
 	}
 	(void)book_mark(e, base, base + size, BOOK_FOREIGN, 0);
-	shim_say("the mapping at 0x%llx becomes plain: a piece of a huge page cannot be changed",
-		 (unsigned long long)base);
+	shim_say("the mapping at 0x%llx becomes plain: %s cannot be changed",
+		 (unsigned long long)base,
+		 book_whole(e) ? "memory on msharefs" : "a piece of a huge page");
 	retire(e, gone);
 	return 0;
 }
@@ -215,7 +220,7 @@ static int protect_live(const struct book_piece *p, int prot, int pkey, struct g
 {
 	uint64_t lo, hi;
 
-	if (book_widen(p->entry, p->start, p->end, &lo, &hi)) {
+	if (!book_whole(p->entry) && book_widen(p->entry, p->start, p->end, &lo, &hi)) {
 		if (protect(lo, hi, prot, pkey) != 0)
 			return -1;
 		(void)book_mark(p->entry, p->start, p->end, BOOK_LIVE, (uint32_t)prot);
@@ -225,7 +230,8 @@ static int protect_live(const struct book_piece *p, int prot, int pkey, struct g
 		return 0;
 	if (move_to_plain(p->entry, gone) == 0)
 		return protect(p->start, p->end, prot, pkey);
-	shim_say("mprotect of a piece of a huge page that other processes share is refused");
+	shim_say("mprotect of %s that other processes share is refused",
+		 book_whole(p->entry) ? "memory on msharefs" : "a piece of a huge page");
 	errno = ENOMEM;
 	return -1;
 }
@@ -297,7 +303,9 @@ static int advise_huge(const struct book_piece *p, int advice, struct gone *gone
 	case MADV_POPULATE_WRITE:
 		return real_madvise(at(p->start), p->end - p->start, advice);
 	default:
-		if (book_widen(p->entry, p->start, p->end, &lo, &hi))
+		/* On msharefs there is no way back from MADV_DONTDUMP, which regions begin with. */
+		if (!(book_whole(p->entry) && advice == MADV_DODUMP) &&
+		    book_widen(p->entry, p->start, p->end, &lo, &hi))
 			return real_madvise(at(lo), hi - lo, advice);
 		if (move_to_plain(p->entry, gone) != 0) {
 			errno = ENOMEM;

@@ -127,6 +127,8 @@ static int finish(char *base, size_t length, const struct pando_region_stat *st,
 {
 	bool huge = st->backend != PANDO_BACKEND_MEMFD;
 
+	if (st->backend == PANDO_BACKEND_MSHARE && prot != (PROT_READ | PROT_WRITE))
+		return -EOPNOTSUPP;
 	if (!huge && st->max_size > length)
 		(void)real_mprotect(base + length, st->max_size - length, PROT_NONE);
 	if (flags & MAP_POPULATE)

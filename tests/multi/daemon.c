@@ -18,7 +18,7 @@
 #include <time.h>
 #include <unistd.h>
 
-#define PATIENCE 5.0 /* seconds; sanitizers and a loaded machine are slow */
+#define PATIENCE (5.0 * daemon_slow()) /* seconds; sanitizers and a loaded machine are slow */
 #define EXIT_SKIPPED 77
 
 char peer_error[PANDO__PROTO_TEXT];
@@ -50,6 +50,22 @@ void daemon_skip(const char *why)
 	printf("skipped: %s\n", why);
 	fflush(stdout);
 	_exit(EXIT_SKIPPED);
+}
+
+double daemon_slow(void)
+{
+	const char *scale = getenv("PANDO_TEST_SLOW");
+
+	return scale && atof(scale) > 1 ? atof(scale) : 1;
+}
+
+unsigned int daemon_backend(void)
+{
+	const char *name = getenv("PANDO_TEST_BACKEND");
+
+	if (name && strcmp(name, "mshare") == 0)
+		return PANDO_BACKEND_MSHARE;
+	return name && strcmp(name, "hugetlb") == 0 ? PANDO_BACKEND_HUGETLB : PANDO_BACKEND_MEMFD;
 }
 
 double daemon_now(void)
@@ -427,7 +443,7 @@ int peer_open(int fd, const char *name, uint32_t flags, uint64_t size, uint32_t 
 	msg.open.flags = flags;
 	msg.open.size = size;
 	msg.open.mode = mode;
-	msg.open.backend = flags & PANDO_CREATE ? PANDO_BACKEND_MEMFD : 0;
+	msg.open.backend = flags & PANDO_CREATE ? daemon_backend() : 0;
 	type = peer_call(fd, &msg, fds);
 	if (type == PANDO__MSG_ERROR)
 		return -msg.error.error;

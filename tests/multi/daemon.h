@@ -60,6 +60,10 @@ int daemon_run_tests(const struct daemon_test *tests); /* ends with {0}; returns
 _Noreturn void daemon_skip(const char *why);
 
 double daemon_now(void); /* seconds */
+/* $PANDO_TEST_SLOW, or 1: how many times slower than usual this is. All limits are scaled by it. */
+double daemon_slow(void);
+/* The backend that $PANDO_TEST_BACKEND names, or memfd: of the regions that peer_open() makes. */
+unsigned int daemon_backend(void);
 void daemon_nap(double seconds);
 
 struct daemon {

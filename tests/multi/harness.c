@@ -96,6 +96,25 @@ unsigned int harness_maps(pid_t pid, const char *text)
 	return n;
 }
 
+unsigned int harness_regions(pid_t pid)
+{
+	return harness_maps(pid, "memfd:pando:") + harness_maps(pid, HARNESS_MSHARE);
+}
+
+const char *harness_backend(void)
+{
+	const char *name = getenv("PANDO_TEST_BACKEND");
+
+	return name ? name : "memfd"; /* not `auto`: huge pages are scarce, and others count them */
+}
+
+unsigned int harness_slow(void)
+{
+	const char *scale = getenv("PANDO_TEST_SLOW");
+
+	return scale && atoi(scale) > 0 ? (unsigned int)atoi(scale) : 1;
+}
+
 long harness_kib(pid_t pid, const char *key)
 {
 	char path[40], line[256];
@@ -130,7 +149,8 @@ uint64_t harness_file_kib(pid_t pid)
 		if (n <= 0)
 			continue;
 		target[n] = '\0';
-		if (strstr(target, "memfd:pando:") && stat(entry, &st) == 0)
+		if ((strstr(target, "memfd:pando:") || strstr(target, HARNESS_MSHARE)) &&
+		    stat(entry, &st) == 0)
 			blocks += (uint64_t)st.st_blocks;
 	}
 	if (dir)
@@ -151,8 +171,8 @@ static void exec_daemon(struct harness *h, const char *const *args, int ready)
 	argv[n++] = "3";
 	argv[n++] = "--log-level";
 	argv[n++] = getenv("PANDO_TEST_LOG") ? getenv("PANDO_TEST_LOG") : "error";
-	argv[n++] = "--backend"; /* not `auto`: huge pages are scarce, and other tests count them */
-	argv[n++] = getenv("PANDO_TEST_BACKEND") ? getenv("PANDO_TEST_BACKEND") : "memfd";
+	argv[n++] = "--backend";
+	argv[n++] = harness_backend();
 	for (unsigned int i = 0; args && args[i] && i < HARNESS_ARGS; i++)
 		argv[n++] = args[i];
 	argv[n] = NULL;
@@ -180,7 +200,7 @@ bool harness_try_start(struct harness *h, const char *const *args, char *text, s
 	close(ends[1]);
 	pfd.fd = ends[0];
 	text[0] = '\0';
-	while (have + 1 < size && poll(&pfd, 1, START_MS) > 0) {
+	while (have + 1 < size && poll(&pfd, 1, START_MS * (int)harness_slow()) > 0) {
 		ssize_t n = read(ends[0], text + have, size - 1 - have);
 
 		if (n <= 0)
@@ -246,7 +266,7 @@ void harness_await_clients(struct harness *h, uint64_t clients)
 {
 	struct pando_broker_info info = {0};
 
-	for (unsigned int ms = 0; ms < SETTLE_MS; ms += 5) {
+	for (unsigned int ms = 0; ms < SETTLE_MS * harness_slow(); ms += 5) {
 		CHECK_OK(pando_broker_info(h->checker, &info));
 		if (info.clients == clients)
 			return;
@@ -277,7 +297,7 @@ void harness_baseline(struct harness *h)
 		harness_sleep_ms(5);
 	}
 	h->broker_fds = harness_fds(h->broker);
-	h->broker_maps = harness_maps(h->broker, "memfd:pando:");
+	h->broker_maps = harness_regions(h->broker);
 }
 
 /* The broker is as it was before the test. */
@@ -290,7 +310,8 @@ static void check_broker(struct harness *h, unsigned int flags)
 		return;
 	if (!(flags & HARNESS_KEEPS_REGIONS)) {
 		harness_await_clients(h, 1);
-		for (unsigned int ms = 0; ms < SETTLE_MS; ms += 10) { /* freeing takes a moment */
+		for (unsigned int ms = 0; ms < SETTLE_MS * harness_slow();
+		     ms += 10) { /* freeing takes a moment */
 			CHECK_OK(pando_broker_info(h->checker, &info));
 			if (info.regions == 0 && info.committed_bytes == 0)
 				break;
@@ -298,10 +319,10 @@ static void check_broker(struct harness *h, unsigned int flags)
 		}
 		CHECK_INT(info.regions, 0);
 		CHECK_INT(info.committed_bytes, 0);
-		for (unsigned int ms = 0; ms < SETTLE_MS; ms += 10) {
+		for (unsigned int ms = 0; ms < SETTLE_MS * harness_slow(); ms += 10) {
 			daemon_fds = harness_fds(h->daemon);
 			broker_fds = harness_fds(h->broker);
-			maps = harness_maps(h->broker, "memfd:pando:");
+			maps = harness_regions(h->broker);
 			if (daemon_fds == h->daemon_fds && broker_fds == h->broker_fds &&
 			    maps == h->broker_maps)
 				break;
@@ -316,7 +337,7 @@ static void check_broker(struct harness *h, unsigned int flags)
 static void run_test(const struct harness_test *t)
 {
 	struct harness h = {0};
-	unsigned int fds = harness_fds(getpid()), maps = harness_maps(getpid(), "memfd:pando:");
+	unsigned int fds = harness_fds(getpid()), maps = harness_regions(getpid());
 
 	snprintf(h.dir, sizeof(h.dir), "%s", getenv("HARNESS_DIR"));
 	snprintf(h.address, sizeof(h.address), "%s/broker.sock", h.dir);
@@ -330,7 +351,7 @@ static void run_test(const struct harness_test *t)
 	if (h.checker)
 		check_broker(&h, t->flags);
 	pando_disconnect(h.checker);
-	CHECK_INT(harness_maps(getpid(), "memfd:pando:"), maps);
+	CHECK_INT(harness_regions(getpid()), maps);
 	CHECK_INT(harness_fds(getpid()), fds);
 	harness_stop(&h);
 	if (waitpid(-1, NULL, WNOHANG) != -1 || errno != ECHILD)
@@ -347,7 +368,7 @@ static unsigned int reap_left(pid_t group, bool quiet)
 	int pid, status;
 
 	/* A process that was already about to end is no leak. */
-	for (unsigned int ms = 0; ms < SETTLE_MS; ms += 10) {
+	for (unsigned int ms = 0; ms < SETTLE_MS * harness_slow(); ms += 10) {
 		while ((pid = waitpid(-1, &status, WNOHANG)) > 0)
 			;
 		if (pid < 0)
@@ -401,14 +422,14 @@ static bool remove_dir(const char *path)
 static int run_one(const struct harness_test *t)
 {
 	unsigned int seconds = t->seconds ? t->seconds : 60;
-	const char *scale = getenv("PANDO_TEST_SLOW"); /* a factor, for sanitizers */
 	char dir[] = "/tmp/pando-test-XXXXXX";
 	uint64_t started = harness_now_ns(), end;
 	int status = 0;
 	bool late = false;
 	pid_t pid;
 
-	end = started + seconds * (scale ? (uint64_t)atoi(scale) : 1) * 1000000000ull;
+	seconds *= harness_slow();
+	end = started + seconds * 1000000000ull;
 	if (!mkdtemp(dir)) {
 		perror("mkdtemp");
 		return 1;

@@ -102,6 +102,13 @@ void harness_fail(const char *file, int line, const char *fmt, ...)
 /* What another process has. harness_maps() counts mappings whose line in maps contains `text`. */
 unsigned int harness_fds(pid_t pid);
 unsigned int harness_maps(pid_t pid, const char *text);
+/* Mappings of regions' files, of any backend but hugetlb. */
+unsigned int harness_regions(pid_t pid);
+#define HARNESS_MSHARE "/sys/fs/mshare/" /* in names of msharefs files */
+/* What $PANDO_TEST_BACKEND says, or memfd: the backend of regions that ask for none. */
+const char *harness_backend(void);
+/* $PANDO_TEST_SLOW, or 1: how many times slower than usual this is (sanitizers, emulation). */
+unsigned int harness_slow(void);
 /* A value of /proc/PID/status ("VmRSS", "VmPTE", ...) in KiB, or -1. pid 0: of /proc/meminfo. */
 long harness_kib(pid_t pid, const char *key);
 /*

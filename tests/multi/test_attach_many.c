@@ -34,7 +34,7 @@ static void measure(struct harness *h, struct measure *m)
 {
 	m->broker_fds = harness_fds(h->broker);
 	m->daemon_fds = harness_fds(h->daemon);
-	m->maps = harness_maps(h->broker, "memfd:pando:");
+	m->maps = harness_regions(h->broker);
 	m->files = harness_file_kib(h->broker);
 	m->broker_rss = harness_kib(h->broker, "RssAnon");
 	m->daemon_rss = harness_kib(h->daemon, "RssAnon");

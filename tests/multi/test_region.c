@@ -177,16 +177,45 @@ static void test_errors(struct harness *h)
 	pando_disconnect(p);
 }
 
+static bool have_mshare(void)
+{
+	return geteuid() == 0 && access("/sys/fs/mshare/mshare_info", R_OK) == 0;
+}
+
+/* Asked for by name: had where the kernel has it, else refused. */
 static void test_mshare(struct harness *h)
 {
 	struct pando *p = harness_connect(h);
+	struct pando_region_stat st;
 	struct pando_region *r;
 	int rc = open_with(
 		p, "m", PANDO_TRANSIENT,
 		(struct pando_region_options){.size = MIB, .backend = PANDO_BACKEND_MSHARE}, &r);
 
-	if (rc != 0)
+	if (have_mshare()) {
+		CHECK_OK(rc);
+		CHECK_OK(pando_region_stat(r, &st));
+		CHECK_INT(st.backend, PANDO_BACKEND_MSHARE);
+		CHECK_INT(st.page_size, 4096);
+		CHECK_INT(harness_maps(getpid(), HARNESS_MSHARE), 1);
+	} else {
 		CHECK_ERR(rc, EOPNOTSUPP, "mshare");
+	}
+	pando_disconnect(p);
+}
+
+/* Not asked for: the first that the machine has. */
+static void test_auto(struct harness *h)
+{
+	struct pando *p = harness_connect(h);
+	struct pando_region *r = harness_region(p, "any", MIB, PANDO_TRANSIENT);
+	struct pando_region_stat st;
+	struct pando_broker_info info;
+
+	CHECK_OK(pando_region_stat(r, &st));
+	CHECK_INT(st.backend == PANDO_BACKEND_MSHARE, have_mshare());
+	CHECK_OK(pando_broker_info(p, &info));
+	CHECK_INT(info.default_backend == PANDO_BACKEND_MSHARE, have_mshare());
 	pando_disconnect(p);
 }
 
@@ -463,6 +492,7 @@ int main(int argc, char **argv)
 		{.name = "transient", .run = test_transient},
 		{.name = "errors", .run = test_errors},
 		{.name = "mshare", .run = test_mshare},
+		{.name = "auto", .run = test_auto, .args = {"--backend", "auto"}},
 		{.name = "quota",
 		 .run = test_quota,
 		 .args = {"--quota", "0:memory=16M,regions=2,clients=3"}},

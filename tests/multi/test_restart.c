@@ -68,7 +68,7 @@ static unsigned int helper_count;
 static struct pando_region *open_region(struct pando *p, const char *name, unsigned int flags,
 					uint64_t size)
 {
-	struct pando_region_options o = {.size = size, .backend = PANDO_BACKEND_MEMFD};
+	struct pando_region_options o = {.size = size, .backend = daemon_backend()};
 	struct pando_region *r = NULL;
 
 	OK(pando_region_open(p, name, flags, flags & PANDO_CREATE ? &o : NULL, &r));
@@ -147,7 +147,7 @@ static void start_helper(void (*fn)(unsigned int index))
 static void check_progress(void)
 {
 	uint64_t rounds[WRITERS + 1];
-	double limit = daemon_now() + 10;
+	double limit = daemon_now() + 10 * daemon_slow();
 
 	for (unsigned int i = 0; i < helper_count; i++)
 		rounds[i] = pando__load_acquire(&shared->helper[i].rounds);
@@ -218,7 +218,7 @@ static void check_nothing_left(unsigned int clients, int broker_fds, int supervi
 {
 	struct pando_region_info base;
 	struct pando_broker_info info;
-	double limit = daemon_now() + 5;
+	double limit = daemon_now() + 5 * daemon_slow();
 	struct pando *p;
 
 	OK(pando_connect(&p, d.address));
@@ -234,7 +234,7 @@ static void check_nothing_left(unsigned int clients, int broker_fds, int supervi
 	CHECK_EQ(base.clients, clients);
 	CHECK_EQ(info.committed_bytes, base.size);
 	daemon_settle(&d, clients, broker_fds);
-	limit = daemon_now() + 5;
+	limit = daemon_now() + 5 * daemon_slow();
 	while (daemon_fds(d.pid) > supervisor_fds && daemon_now() < limit)
 		daemon_nap(0.002);
 	CHECK(daemon_fds(d.pid) <= supervisor_fds);
@@ -250,6 +250,7 @@ static int compare(const void *a, const void *b)
 static void random_deaths(void)
 {
 	static double took[RESTARTS];
+	const int restarts = RESTARTS / (int)daemon_slow();
 	struct pando_region_info base;
 	struct pando_broker_info info;
 	int broker_fds, supervisor_fds;
@@ -261,22 +262,22 @@ static void random_deaths(void)
 		start_helper(write_and_check);
 	start_helper(churn);
 	srand(3);
-	for (int i = 0; i < RESTARTS; i++) {
+	for (int i = 0; i < restarts; i++) {
 		daemon_status(&d, &info);
 		CHECK_EQ(info.epoch, 1 + i);
 		daemon_nap((rand() % 20000) * 1e-6);
 		CHECK(kill(info.broker_pid, SIGKILL) == 0);
 		took[i] = daemon_wait_broker(&d, info.broker_pid, &info);
-		CHECK(took[i] < 1.0);
+		CHECK(took[i] < 1.0 * daemon_slow());
 		if (i % 5 == 0)
 			check_region(&base);
 		if (i % 20 == 0)
 			check_progress();
 	}
 	check_progress();
-	qsort(took, RESTARTS, sizeof(took[0]), compare);
+	qsort(took, (size_t)restarts, sizeof(took[0]), compare);
 	printf("  %d deaths: a new broker answered after %.1f ms (median), %.1f ms (max)\n",
-	       RESTARTS, took[RESTARTS / 2] * 1e3, took[RESTARTS - 1] * 1e3);
+	       restarts, took[restarts / 2] * 1e3, took[restarts - 1] * 1e3);
 	printf("  meanwhile %llu passes of the writers, %llu of the churner, the slowest %.1f ms\n",
 	       (unsigned long long)shared->helper[0].rounds,
 	       (unsigned long long)shared->helper[WRITERS].rounds,
@@ -460,7 +461,7 @@ static void the_supervisor_dies(void)
 		CHECK_EQ(before.supervisor_pid, d.pid);
 		CHECK(kill(d.pid, SIGKILL) == 0);
 		(void)waitpid(d.pid, NULL, 0); /* only the first one is our child */
-		limit = daemon_now() + 5;
+		limit = daemon_now() + 5 * daemon_slow();
 		do
 			daemon_status(&d, &info);
 		while ((info.supervisor_pid == 0 || info.supervisor_pid == d.pid) &&
@@ -470,7 +471,7 @@ static void the_supervisor_dies(void)
 		d.pid = info.supervisor_pid; /* an orphan, and so the runner's child, not ours */
 		if (i % 2) {
 			CHECK(kill(info.broker_pid, SIGKILL) == 0);
-			CHECK(daemon_wait_broker(&d, info.broker_pid, &info) < 1.0);
+			CHECK(daemon_wait_broker(&d, info.broker_pid, &info) < 1.0 * daemon_slow());
 			CHECK_EQ(info.epoch, before.epoch + 1);
 		}
 		check_progress();
@@ -495,7 +496,7 @@ static void drains(void)
 	r = open_region(p, "base", 0, 0);
 	begun = daemon_now();
 	CHECK(kill(d.pid, SIGTERM) == 0);
-	CHECK_EQ(daemon_wait(&d, 5), 0); /* its limit is 0.3 s */
+	CHECK_EQ(daemon_wait(&d, 5 * daemon_slow()), 0); /* its limit is 0.3 s */
 	CHECK(daemon_now() - begun >= 0.3);
 	check_progress(); /* without any broker */
 	((volatile char *)pando_region_base(r))[4 * MIB - 1] = 1;

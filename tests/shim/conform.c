@@ -4,8 +4,9 @@
  * the shim and compares what it prints. Everything printed is independent of addresses and of
  * timing.
  *
- * usage: conform [fine] SIZE_IN_KIB. "fine" adds what is only promised on 4 KiB pages: that a piece
- * which is no whole huge page cannot be touched after its munmap().
+ * usage: conform [fine|whole] SIZE_IN_KIB. "fine" adds what is only promised on 4 KiB pages: that a
+ * piece which is no whole huge page cannot be touched after its munmap(). "whole" leaves out the same
+ * for huge pages, too: on msharefs, memory is unmapped when nothing of a mapping is left.
  *
  * Each scenario makes its own mapping and gives it back. probe() touches memory and says what
  * became of it.
@@ -30,7 +31,7 @@
 #define RW (PROT_READ | PROT_WRITE)
 
 static size_t size;
-static bool fine;
+static bool fine, whole;
 static const char *self;
 static sigjmp_buf back;
 static const char *scenario;
@@ -214,7 +215,7 @@ static void partial(void)
 	result("mprotect over the hole", mprotect(p + half, 2 * PAGE, RW));
 	result("madvise over the hole", madvise(p + half - PAGE, 3 * PAGE, MADV_WILLNEED));
 	result("first half", munmap(p, half));
-	if (half >= HUGE)
+	if (half >= HUGE && !whole)
 		touch("first half", p, false);
 	value("sum of the rest", (long)sum(p + half + 2 * PAGE, size - half - 2 * PAGE));
 	result("all", munmap(p, size));
@@ -352,7 +353,7 @@ static void remaps(void)
 	fill(p, size);
 	q = mremap(p, size, half, 0);
 	value("shrunk in place", q == p);
-	if (half % HUGE == 0 || fine)
+	if ((half % HUGE == 0 && !whole) || fine)
 		touch("behind", p + half, false);
 	value("sum", (long)sum(p, half));
 	q = mremap(p, half, size, MREMAP_MAYMOVE);
@@ -534,9 +535,10 @@ int main(int argc, char **argv)
 		return 0;
 	}
 	fine = argc == 3 && strcmp(argv[1], "fine") == 0;
-	if (argc != 2 + fine)
+	whole = argc == 3 && strcmp(argv[1], "whole") == 0;
+	if (argc != 2 + (fine || whole))
 		return 2;
-	size = strtoul(argv[1 + fine], NULL, 10) * 1024;
+	size = strtoul(argv[argc - 1], NULL, 10) * 1024;
 	for (size_t i = 0; i < sizeof(scenarios) / sizeof(scenarios[0]); i++) {
 		scenario = scenarios[i].name;
 		scenarios[i].fn();

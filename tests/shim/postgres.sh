@@ -72,7 +72,8 @@ END
 
 say "work"
 start_broker
-start_postgres --backend memfd --name "pg-main"
+start_postgres --backend "${PANDO_TEST_BACKEND:-memfd}" --name "pg-main"
+same "the region's backend" "${PANDO_TEST_BACKEND:-memfd}" "$("$pando" ls --no-headings | awk '{ print $2 }')"
 $pg/pgbench -i -q -s 2 -h "$work" -U postgres postgres >"$work/pgbench.log" 2>&1 || fail "pgbench -i"
 same "regions" "pg-main-$postmaster-1" "$(regions)"
 check "the postmaster has no region" has_region "$postmaster"

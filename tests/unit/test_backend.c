@@ -16,7 +16,9 @@
 #include <stdint.h>
 #include <stdio.h>
 #include <string.h>
+#include <sched.h>
 #include <sys/mman.h>
+#include <sys/mount.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -80,6 +82,9 @@ static int as_nobody(int (*fn)(int fd), int fd)
 
 static void is_sized_and_sealed(void **state)
 {
+	/* msharefs has no seals; its regions never change their size. */
+	const bool sealed = b->id != PANDO_BACKEND_MSHARE;
+	const int refusal = sealed ? EPERM : EINVAL;
 	int fd = make(2 * GIB), seals = fcntl(fd, F_GET_SEALS);
 	struct stat st;
 
@@ -89,14 +94,15 @@ static void is_sized_and_sealed(void **state)
 	assert_int_equal(st.st_mode & 0777, 0600);
 	assert_int_equal(st.st_blocks, 0);
 	assert_true(fcntl(fd, F_GETFD) & FD_CLOEXEC);
-	assert_int_equal(seals & (F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL | F_SEAL_WRITE),
-			 F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL);
+	if (sealed)
+		assert_int_equal(seals & (F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL | F_SEAL_WRITE),
+				 F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL);
 	assert_int_equal(ftruncate(fd, (off_t)GIB), -1);
-	assert_int_equal(errno, EPERM);
+	assert_int_equal(errno, refusal);
 	assert_int_equal(ftruncate(fd, (off_t)(3 * GIB)), -1);
-	assert_int_equal(errno, EPERM);
+	assert_int_equal(errno, refusal);
 	assert_int_equal(fcntl(fd, F_ADD_SEALS, F_SEAL_WRITE), -1);
-	assert_int_equal(errno, EPERM);
+	assert_int_equal(errno, refusal);
 	assert_int_equal(fallocate(fd, 0, (off_t)(2 * GIB), (off_t)SIX_MIB), -1);
 	close(fd);
 }
@@ -189,8 +195,8 @@ static void readers_stay_readers(void **state)
 	assert_true(ro >= 0);
 	assert_true(fcntl(ro, F_GETFD) & FD_CLOEXEC);
 	assert_int_equal(write(ro, "x", 1), -1);
-	assert_true(mmap(NULL, 2ull << 20, PROT_READ | PROT_WRITE, MAP_SHARED, ro, 0) ==
-		    MAP_FAILED);
+	/* All of it at its address: msharefs refuses anything else before it looks at rights. */
+	assert_true(mmap(p, GIB, PROT_READ | PROT_WRITE, MAP_SHARED, ro, 0) == MAP_FAILED);
 	assert_int_equal(errno, EACCES);
 	assert_int_equal(fallocate(ro, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, 2 << 20), -1);
 	assert_int_equal(fcntl(ro, F_ADD_SEALS, F_SEAL_WRITE), -1);
@@ -246,9 +252,75 @@ static void is_left_out_of_core_dumps(void **state)
 			left_out = strstr(line, " dd") != NULL;
 	}
 	fclose(f);
-	assert_int_equal(left_out, b->id == PANDO_BACKEND_MEMFD);
+	assert_int_equal(left_out, b->id != PANDO_BACKEND_HUGETLB);
 	munmap((void *)(uintptr_t)base, GIB);
 	close(fd);
+}
+
+/* What msharefs refuses is named: a process that locks its memory. */
+static int map_in_locked_memory(int fd)
+{
+	if (mlockall(MCL_FUTURE) != 0)
+		return 1;
+	if (b->map(fd, base, GIB, false) != -EOPNOTSUPP)
+		return 2;
+	return strstr(pando_strerror_last(), "mlockall") ? 0 : 3;
+}
+
+static void locked_memory_is_refused(void **state)
+{
+	int fd, status;
+	pid_t pid;
+
+	(void)state;
+	if (b->id != PANDO_BACKEND_MSHARE || geteuid() != 0)
+		skip();
+	fd = make(GIB);
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0)
+		_exit(map_in_locked_memory(fd));
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
+	close(fd);
+}
+
+/*
+ * A mount of 64 MiB, which only this process has: a region may be larger, what it commits may not.
+ */
+static int commit_in_small_mount(void)
+{
+	struct pando__backend_probe probe;
+	int rc, fd;
+
+	if (unshare(CLONE_NEWNS) || mount(NULL, "/", NULL, MS_REC | MS_PRIVATE, NULL) ||
+	    mount("msharefs", "/sys/fs/mshare", "msharefs", 0, "size=64m"))
+		return 1;
+	b->probe(&probe);
+	if (!probe.usable || probe.available > 64ull << 20)
+		return 2;
+	if (b->create("test", base, 2 * GIB, &fd) != 0 || b->commit(fd, 0, 32ull << 20) != 0)
+		return 3;
+	rc = b->commit(fd, 32ull << 20, 64ull << 20);
+	if (rc != -ENOMEM || !strstr(pando_strerror_last(), "size="))
+		return 4;
+	return b->decommit(fd, 0, GIB) == 0 && b->commit(fd, 0, 64ull << 20) == 0 ? 0 : 5;
+}
+
+static void the_mounts_limit_is_an_error(void **state)
+{
+	int status;
+	pid_t pid;
+
+	(void)state;
+	if (b->id != PANDO_BACKEND_MSHARE || geteuid() != 0)
+		skip();
+	pid = fork();
+	assert_true(pid >= 0);
+	if (pid == 0)
+		_exit(commit_in_small_mount());
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_int_equal(status, 0);
 }
 
 /*
@@ -313,10 +385,33 @@ static void auto_says_why(void **state)
 		assert_ptr_equal(pando__backend_auto(2ull << 20, why, sizeof(why)), b);
 		assert_null(strstr(why, "hugetlb"));
 	}
+	if (b->id == PANDO_BACKEND_MSHARE) { /* liked best, with nothing to say about it */
+		assert_ptr_equal(pando__backend_auto(GIB, why, sizeof(why)), b);
+		assert_string_equal(why, "");
+	}
 	assert_ptr_equal(pando__backend_find(b->id), b);
 	assert_null(pando__backend_find(77));
 	assert_string_equal(pando_backend_name(b->id), b->name);
 	assert_null(pando_backend_name(77));
+}
+
+/* The backend of that name, memfd without one; NULL if there is none. */
+static const struct pando__backend *named(const char *name)
+{
+	for (unsigned int i = 0; pando__backends[i]; i++)
+		if (strcmp(pando__backends[i]->name, name) == 0)
+			return pando__backends[i];
+	return NULL;
+}
+
+static bool works(const struct pando__backend *which)
+{
+	struct pando__backend_probe probe;
+
+	which->probe(&probe);
+	if (!probe.usable)
+		printf("skipped: %s\n", probe.why);
+	return probe.usable;
 }
 
 int main(int argc, char **argv)
@@ -329,16 +424,21 @@ int main(int argc, char **argv)
 		cmocka_unit_test(readers_stay_readers),
 		cmocka_unit_test(an_address_that_is_taken),
 		cmocka_unit_test(is_left_out_of_core_dumps),
+		cmocka_unit_test(locked_memory_is_refused),
+		cmocka_unit_test(the_mounts_limit_is_an_error),
 		cmocka_unit_test(committed_memory_never_faults_badly),
 		cmocka_unit_test(nothing_is_left_open),
 		cmocka_unit_test(auto_says_why),
 	};
 	int failed;
 
-	b = pando__backend_find(argc > 1 && strcmp(argv[1], "hugetlb") == 0 ? PANDO_BACKEND_HUGETLB
-									    : PANDO_BACKEND_MEMFD);
+	b = named(argc > 1 ? argv[1] : "memfd");
+	if (!b)
+		return 2;
 	base = test_base();
 	if (b->id == PANDO_BACKEND_HUGETLB && !pool_take(16))
+		return 77;
+	if (b->id == PANDO_BACKEND_MSHARE && !works(b))
 		return 77;
 	failed = cmocka_run_group_tests_name(b->name, tests, NULL, NULL);
 	pool_give_back();
