@@ -183,11 +183,20 @@ static void no_address(void)
 	CHECK_OK(unlink(path));
 }
 
+/* With five levels of page tables, a program that asks for more than 47 bits gets 56. */
+static char *end_of_addresses(void)
+{
+	static char text[65536];
+
+	CHECK(read_text("/proc/cpuinfo", text, sizeof(text)) > 0, "no /proc/cpuinfo");
+	return (char *)(1ul << (strstr(text, " la57") ? 56 : 47));
+}
+
 static void beyond_address_space(void)
 {
 	char path[256];
 	int fd = make(path, sizeof(path), "beyond");
-	char *top = (char *)(1ul << 47);
+	char *top = end_of_addresses();
 
 	CHECK(map(fd, top - GiB(1), GiB(2), RW, FIXED, 0) == -1, "mapped over the end");
 	CHECK(map(fd, (char *)-GiB(1), GiB(1), RW, FIXED, 0) == -1, "mapped kernel addresses");

@@ -129,18 +129,17 @@ static void removed_rw(void)
 	punched(O_RDWR, true, "remove-rw");
 }
 
-/* Many pages in one call, in several tables, with the reader all over them. */
-static void punched_ranges(void)
+/* Many pages in one call, with the reader all over them. */
+static void punched_ranges(const char *name, size_t size, uint64_t rounds)
 {
-	static uint64_t lost;
-	uint64_t round, seen;
-	size_t i, n = MiB(8) / PAGE;
+	size_t i, n = size / PAGE;
+	uint64_t round, lost = 0;
 	pid_t pid;
 
 	need_cpus(2);
 	pin_cpu(0);
 	w = shared_alloc(PAGE);
-	region_create(&r, "ranges", GiB(1));
+	region_create(&r, name, GiB(1));
 	pid = xfork();
 	if (!pid) {
 		pin_cpu(cpus() - 1);
@@ -158,17 +157,28 @@ static void punched_ranges(void)
 		}
 	}
 	WAIT_FOR(LOAD(&w->seen) == 0, 10);
-	for (round = 1; round < 20; round += 2) {
+	for (round = 1; round < 2 * rounds; round += 2) {
 		for (i = 0; i < n; i++)
 			*(volatile uint64_t *)(r.addr + i * PAGE) = round;
-		seen = look(round);
-		CHECK_EQ(seen, 0);
+		CHECK_EQ(look(round), 0);
 		CHECK_OK(fallocate(r.fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, (off_t)(n * PAGE)));
 		lost += look(round + 1);
 	}
 	kill(pid, SIGKILL);
 	JOIN_KILLED(pid, SIGKILL);
 	CHECK(!lost, "the reader saw %lu freed pages", lost);
+}
+
+/* In several tables. */
+static void punched_large(void)
+{
+	punched_ranges("large", MiB(8), 10);
+}
+
+/* So few that a kernel would rather flush one by one than everything. */
+static void punched_small(void)
+{
+	punched_ranges("small", 8 * PAGE, debug_kernel() ? 40 : 100);
 }
 
 /* A reader that sleeps meanwhile: its translations may survive under a tag. */
@@ -212,7 +222,8 @@ static const struct test_case cases[] = {
 	{ .name = "hole under a running reader, O_RDWR", .run = punched_rw },
 	{ .name = "hole under a running reader, O_RDONLY", .run = punched_ro },
 	{ .name = "MADV_REMOVE under a running reader", .run = removed_rw },
-	{ .name = "large holes under a running reader", .run = punched_ranges },
+	{ .name = "large holes under a running reader", .run = punched_large },
+	{ .name = "small holes under a running reader", .run = punched_small },
 	{ .name = "hole under a sleeping reader", .run = sleeping_reader },
 };
 

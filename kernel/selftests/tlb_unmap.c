@@ -4,10 +4,18 @@
  * reach the region any more: the link to the shared tables is gone, and every
  * processor has forgotten what it found there. The other thread has the last CPU
  * to itself and makes no system call until its access fails.
+ *
+ * Freeing the table that held the link would flush as well. So a neighbour, in
+ * the same 512 GiB, keeps that table: then only the removal of the link tells the
+ * other processor.
  */
 #include "harness.h"
 
 #define ROUNDS 40
+
+/* In different sets of a small TLB. */
+#define FIRST (MiB(4) + 3 * PAGE)
+#define SECOND (MiB(5) + 5 * PAGE)
 
 static struct region r;
 static uint64_t gen;	 /* odd: mapped, even: unmapped */
@@ -28,22 +36,31 @@ static void *toucher(void *arg)
 		if (g == LOAD(&seen) && !(g & 1))
 			continue;
 		if (g & 1) {
-			*(volatile uint64_t *)(r.addr + MiB(4)) = g;
-			(void)*(volatile uint64_t *)(r.addr + MiB(5));
+			*(volatile uint64_t *)(r.addr + FIRST) = g;
+			(void)*(volatile uint64_t *)(r.addr + SECOND);
 			STORE(&seen, g);
 			/* Keep the translation, until the other thread unmaps. */
 			while (LOAD(&gen) == g)
 				;
 		} else {
-			if (try_read(r.addr + MiB(4)) == 0)
+			if (try_read(r.addr + FIRST) == 0)
 				stale++;
 			else
 				faults++;
-			if (try_read(r.addr + MiB(5)) == 0)
+			if (try_read(r.addr + SECOND) == 0)
 				stale++;
 			STORE(&seen, g);
 		}
 	}
+}
+
+static void add_neighbour(void)
+{
+	char *p = mmap(fresh_address(PAGE), PAGE, PROT_READ | PROT_WRITE,
+		       MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
+
+	CHECK(p != MAP_FAILED, "mmap: %s", strerror(errno));
+	*p = 1;
 }
 
 static void set(uint64_t g)
@@ -59,6 +76,7 @@ static void after_munmap(void)
 
 	need_cpus(2);
 	pin_cpu(0);
+	add_neighbour();
 	region_create(&r, "unmap", GiB(1));
 	thread = xthread(toucher, NULL);
 	for (i = 0; i < ROUNDS; i++) {
@@ -83,6 +101,7 @@ static void after_last_munmap(void)
 
 	need_cpus(2);
 	pin_cpu(0);
+	add_neighbour();
 	region_create(&r, "last0", GiB(1));
 	thread = xthread(toucher, NULL);
 	for (i = 0; i < ROUNDS; i++) {
@@ -114,6 +133,7 @@ static void after_overlay(void)
 
 	need_cpus(2);
 	pin_cpu(0);
+	add_neighbour();
 	region_create(&r, "overlay", GiB(1));
 	thread = xthread(toucher, NULL);
 	for (i = 0; i < ROUNDS; i++) {
