@@ -1,14 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-only
 /*
  * What a late attacher pays to touch every page of a populated region: one fault
- * per GiB at most, where an attacher of a memfd takes one for every 16 pages; and
- * its sweep is faster by what those faults cost.
+ * per GiB at most, where an attacher of a memfd takes one for every page that it
+ * writes and for every 16 that it reads; and its sweep is faster by what those
+ * faults cost.
  */
 #include "harness.h"
 
 struct sweep {
 	long faults;
 	double seconds;
+	double again; /* a second sweep, which takes no faults */
 	long sum;
 };
 
@@ -17,25 +19,33 @@ static size_t size_here(void)
 	return debug_kernel() ? MiB(128) : GiB(1);
 }
 
-/* Reads or writes each page. */
-static void sweep(char *p, size_t size, bool write, struct sweep *s)
+/* Reads or writes each page; returns the seconds that it takes. */
+static double touch(char *p, size_t size, bool write, long *sum)
 {
-	long before, sum = 0;
 	double start = now();
 	size_t i;
 
+	*sum = 0;
+	for (i = 0; i < size; i += PAGE) {
+		if (write) {
+			*(volatile char *)(p + i) = 1;
+			*sum += 1;
+		} else {
+			*sum += *(volatile char *)(p + i);
+		}
+	}
+	return now() - start;
+}
+
+static void sweep(char *p, size_t size, bool write, struct sweep *s)
+{
+	long before, sum;
+
 	before = minor_faults(); /* once for what it touches itself */
 	before = minor_faults();
-	start = now();
-	for (i = 0; i < size; i += PAGE) {
-		if (write)
-			*(volatile char *)(p + i) = 1;
-		else
-			sum += *(volatile char *)(p + i);
-	}
-	s->seconds = now() - start;
+	s->seconds = touch(p, size, write, &s->sum);
 	s->faults = minor_faults() - before;
-	s->sum = write ? (long)(size / PAGE) : sum;
+	s->again = touch(p, size, write, &sum);
 }
 
 /* Maps and sweeps in a child that has not seen the memory before. */
@@ -115,63 +125,82 @@ static void faults_per_gigabyte(void)
 	CHECK(s->faults <= 8 + SLACK, "a child took %ld faults for 8 GiB", s->faults);
 }
 
-static struct sweep best(struct region *r, size_t size, bool write, int rounds)
+static void keep_best(struct sweep *best, struct region *r, size_t size, bool write)
 {
-	struct sweep least = { .seconds = 1e9 }, s;
+	struct sweep s = late_attacher(r, size, false, PROT_READ | PROT_WRITE, write);
 
-	while (rounds--) {
-		s = late_attacher(r, size, false, PROT_READ | PROT_WRITE, write);
-		if (s.seconds < least.seconds)
-			least = s;
+	if (!best->seconds || s.seconds < best->seconds) {
+		best->seconds = s.seconds;
+		best->faults = s.faults;
 	}
-	return least;
+	if (!best->again || s.again < best->again)
+		best->again = s.again;
 }
 
-static double compare(const char *what, const struct sweep *ours, const struct sweep *theirs)
+/* Rounds alternate, so that both have the same of what disturbs them. */
+static double compare(const char *what, struct region *r, struct region *m, size_t size, bool write,
+		      long least_faults)
 {
-	double ratio = theirs->seconds / ours->seconds;
+	struct sweep ours = { 0 }, theirs = { 0 };
+	double ratio;
+	int i;
 
-	diag("%s: %.1f ms and %ld faults, memfd %.1f ms and %ld faults: %.1f times", what,
-	     ours->seconds * 1e3, ours->faults, theirs->seconds * 1e3, theirs->faults, ratio);
+	for (i = 0; i < 4; i++) {
+		keep_best(&ours, r, size, write);
+		keep_best(&theirs, m, size, write);
+	}
+	ratio = theirs.seconds / ours.seconds;
+	diag("%s: %.1f ms and %ld faults (a second sweep %.1f ms), memfd %.1f ms and %ld faults (%.1f ms): "
+	     "%.1f times",
+	     what, ours.seconds * 1e3, ours.faults, ours.again * 1e3, theirs.seconds * 1e3,
+	     theirs.faults, theirs.again * 1e3, ratio);
+	CHECK(theirs.faults >= least_faults, "the memfd took %ld faults only", theirs.faults);
+	CHECK(ours.faults <= 1 + SLACK, "an attacher took %ld faults", ours.faults);
+	CHECK(debug_kernel() || ours.seconds < 2 * ours.again,
+	      "the first sweep takes %.1f ms, the second %.1f", ours.seconds * 1e3, ours.again * 1e3);
 	return ratio;
 }
 
 /*
- * Reading, a memfd's attacher gets 16 pages for one fault, and emulation makes
- * every miss of the TLB dear, for both; so the bound that holds everywhere is that
- * of writing, where each page of a memfd takes a fault.
+ * Where a memfd takes a fault for each page, the sweep is at least 20 times faster.
+ * With 16 pages for one fault, as by default for reading, it is not: what is left
+ * of ours is misses of the TLB, which no table can save, so the first sweep takes
+ * about as long as a second one; and a sixteenth of a fault is some 5 to 18 times
+ * such a miss, here and on hardware.
  */
 static void against_memfd(void)
 {
-	struct sweep reads, writes, memfd_reads, memfd_writes;
+	const char *knob = "/sys/kernel/debug/fault_around_bytes";
+	double writes, reads, single = 0;
 	size_t size = size_here();
 	struct region r, m;
-	double read_ratio, write_ratio;
+	bool alone;
 
 	region_create(&r, "speed", GiB(1));
 	fill(&r, size);
-	reads = best(&r, size, false, 6);
-	writes = best(&r, size, true, 6);
-	region_unlink(&r);
-	region_detach(&r);
 	memfd_create_region(&m, GiB(1));
 	fill(&m, size);
-	memfd_reads = best(&m, size, false, 2);
-	memfd_writes = best(&m, size, true, 1);
-	read_ratio = compare("read sweep", &reads, &memfd_reads);
-	write_ratio = compare("write sweep", &writes, &memfd_writes);
-	CHECK(memfd_reads.faults >= (long)(size / PAGE / 16), "the memfd took %ld faults only",
-	      memfd_reads.faults);
+	writes = compare("write sweep", &r, &m, size, true, (long)(size / PAGE));
+	reads = compare("read sweep", &r, &m, size, false, (long)(size / PAGE / 16));
+	alone = try_write_text(knob, "4096");
+	if (alone)
+		single = compare("read sweep, one page for a fault", &r, &m, size, false,
+				 (long)(size / PAGE));
+	region_unlink(&r);
+	region_detach(&r);
+	region_detach(&m);
 	if (debug_kernel())
 		return;
-	CHECK(write_ratio >= 20, "the write sweep is %.1f times faster, not 20", write_ratio);
-	CHECK(read_ratio > 1, "the read sweep is %.1f times faster", read_ratio);
+	CHECK(writes >= 20, "the write sweep is %.1f times faster, not 20", writes);
+	CHECK(!alone || single >= 20, "the read sweep is %.1f times faster, not 20", single);
+	CHECK(reads >= 2, "the read sweep is %.1f times faster than with fault-around", reads);
 }
 
 static const struct test_case cases[] = {
 	{ .name = "faults of a late attacher", .run = faults },
 	{ .name = "one fault per GiB after fork", .run = faults_per_gigabyte },
-	{ .name = "a late attacher's sweep against memfd", .run = against_memfd, .level = FULL },
+	{ .name = "a late attacher's sweep against memfd", .run = against_memfd, .level = FULL,
+	  .seconds = 240 },
 };
 
 TEST_MAIN(cases)
