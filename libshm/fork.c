@@ -48,7 +48,8 @@
 
 #define FORK_CONNECT_MS 100 /* how long a full queue of the broker may delay the child */
 
-#define UNDER_WAY_MS 100
+/* What a child may need to get a processor, on a machine with ten others waiting for each. */
+#define UNDER_WAY_MS 1000
 
 static uint32_t *under_way; /* children that have not hailed yet; NULL: no page could be had */
 static pthread_mutex_t handles_lock = PTHREAD_MUTEX_INITIALIZER;
