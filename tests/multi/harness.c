@@ -285,7 +285,7 @@ void harness_baseline(struct harness *h)
 	h->checker = harness_connect(h);
 	CHECK_OK(pando_broker_info(h->checker, &info));
 	h->broker = info.broker_pid;
-	for (int i = 0; i < 200 && harness_fds(h->daemon) <= alone; i++)
+	for (unsigned int i = 0; i < 200 * harness_slow() && harness_fds(h->daemon) <= alone; i++)
 		harness_sleep_ms(5);
 	/* The supervisor hears of the checker a moment later. */
 	for (int same = 0; same < 4; same++) {

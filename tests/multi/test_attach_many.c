@@ -45,7 +45,7 @@ static void compare(struct harness *h, const struct measure *before, long slack)
 {
 	struct measure after;
 
-	for (int ms = 0; ms < 2000; ms += 20) {
+	for (unsigned int ms = 0; ms < 2000 * harness_slow(); ms += 20) {
 		measure(h, &after);
 		if (after.daemon_fds == before->daemon_fds &&
 		    after.broker_fds == before->broker_fds)
@@ -113,11 +113,13 @@ static void crowd(struct harness *h, unsigned int clients)
 	h->checker = p = harness_connect(h);
 	CHECK_OK(pando_region_open(p, "crowd", 0, NULL, &r));
 	counter = pando_region_base(r);
-	for (int i = 0; i < 30000 && (pando_region_stat(r, &st), st.clients < clients + 1); i++)
+	for (unsigned int i = 0;
+	     i < 30000 * harness_slow() && (pando_region_stat(r, &st), st.clients < clients + 1);
+	     i++)
 		harness_sleep_ms(1);
 	CHECK_INT(st.clients, clients + 1);
 	/* The last of them may be attached and not have counted yet. */
-	for (int i = 0; i < 5000 && *counter < clients; i++)
+	for (unsigned int i = 0; i < 5000 * harness_slow() && *counter < clients; i++)
 		harness_sleep_ms(1);
 	CHECK_INT(*counter, clients);
 	*counter = 0;

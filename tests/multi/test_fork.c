@@ -24,7 +24,7 @@ static void await_registered(struct pando_region *r)
 {
 	struct pando_region_stat st;
 
-	for (int i = 0; i < 5000; i++) {
+	for (unsigned int i = 0; i < 5000 * harness_slow(); i++) {
 		pando_region_stat(r, &st);
 		if (st.registered)
 			return;
@@ -487,7 +487,8 @@ static void test_many(struct harness *h)
 			_exit(0);
 		}
 	harness_await_clients(h, 602); /* the checker's connection is inherited, too */
-	for (int i = 0; i < 2000 && (pando_region_stat(r, &st), st.clients < 301); i++)
+	for (unsigned int i = 0;
+	     i < 2000 * harness_slow() && (pando_region_stat(r, &st), st.clients < 301); i++)
 		harness_sleep_ms(1);
 	CHECK_INT(st.clients, 301);
 	close(go[1]);

@@ -119,7 +119,8 @@ static void test_pressure(struct harness *h)
 	*strrchr(group, '/') = '\0';
 	enter_group(group, h->broker);
 	snprintf(group + strlen(group), 40, "/pando-test-%d", getpid());
-	for (int i = 0; rmdir(group) < 0 && errno == EBUSY && i < 500; i++)
+	for (unsigned int i = 0; rmdir(group) < 0 && errno == EBUSY && i < 500 * harness_slow();
+	     i++)
 		harness_sleep_ms(10);
 	CHECK(access(group, F_OK) < 0);
 	CHECK_INT(rc, 0);
@@ -156,7 +157,8 @@ static bool given_back(struct harness *h, struct pando *p)
 	CHECK_OK(pando_region_resize(r, size));
 	touch_all(r, 2);
 	CHECK_OK(pando_region_close(r));
-	for (int i = 0; i < 200 && harness_file_kib(h->broker) != files; i++)
+	for (unsigned int i = 0; i < 200 * harness_slow() && harness_file_kib(h->broker) != files;
+	     i++)
 		harness_sleep_ms(10);
 	CHECK_INT(harness_file_kib(h->broker), files);
 	after = shmem();
@@ -220,7 +222,8 @@ static void huge(struct harness *h)
 	CHECK_OK(pando_region_resize(r, 2 * MIB));
 	CHECK_INT(heap_kib(h, before), 2 << 10);
 	CHECK_OK(pando_region_close(r));
-	for (int i = 0; i < 200 && harness_file_kib(h->broker) != before; i++)
+	for (unsigned int i = 0; i < 200 * harness_slow() && harness_file_kib(h->broker) != before;
+	     i++)
 		harness_sleep_ms(10);
 	CHECK_INT(harness_file_kib(h->broker), before);
 	pando_disconnect(p);

@@ -416,10 +416,10 @@ static void test_stopped(struct harness *h)
 	CHECK_ERR(pando_connect(&q, h->address), ETIMEDOUT, "has not answered within 300 ms");
 	kill(h->broker, SIGCONT);
 	unsetenv("PANDO_TIMEOUT");
-	for (int i = 0; pando_broker_info(p, &info) < 0 && i < 20; i++)
+	for (unsigned int i = 0; pando_broker_info(p, &info) < 0 && i < 20 * harness_slow(); i++)
 		harness_sleep_ms(50);
 	CHECK_OK(pando_broker_info(p, &info)); /* and what was made too late is given back */
-	for (int i = 0; info.regions > 0 && i < 100; i++) {
+	for (unsigned int i = 0; info.regions > 0 && i < 100 * harness_slow(); i++) {
 		harness_sleep_ms(10);
 		CHECK_OK(pando_broker_info(p, &info));
 	}
