@@ -174,8 +174,8 @@ static void four_thousand(void)
 }
 
 static const struct test_case cases[] = {
-	{ .name = "200 processes on 1 GiB, against memfd", .run = hundreds, .seconds = 180 },
-	{ .name = "1,000 processes on 1 GiB", .run = thousand, .level = FULL, .seconds = 180 },
+	{ .name = "200 processes on 1 GiB, against memfd", .run = hundreds, .seconds = 600 },
+	{ .name = "1,000 processes on 1 GiB", .run = thousand, .level = FULL, .seconds = 600 },
 	{ .name = "1,000 processes on 1 GiB, against memfd", .run = thousand_against_memfd,
 	  .level = STRESS, .seconds = 600 },
 	{ .name = "4,000 processes on 1 GiB", .run = four_thousand, .level = STRESS, .seconds = 600 },
