@@ -44,6 +44,14 @@ bool debug_kernel(void)
 	return name && strstr(name, "debug");
 }
 
+unsigned int slow(void)
+{
+	const char *given = getenv("PANDO_TEST_SLOW");
+	int times = given ? atoi(given) : 1;
+
+	return (unsigned int)(times > 1 ? times : 1) * (debug_kernel() ? 4 : 1);
+}
+
 unsigned int storm_seconds(unsigned int full)
 {
 	const char *given = getenv("SELFTEST_STORM_SECONDS");
@@ -291,7 +299,7 @@ static void remove_files(const char *dir)
 static bool leaked(const struct levels *before)
 {
 	struct levels after;
-	double end = now() + (debug_kernel() ? 20 : 8);
+	double end = now() + 8 * slow();
 
 	for (;;) {
 		measure(&after);
@@ -382,7 +390,7 @@ static int run_one(const struct test_case *c, unsigned int seconds)
 
 static bool report(unsigned int number, const struct test_case *c)
 {
-	unsigned int seconds = (c->seconds ? c->seconds : 60) * (debug_kernel() ? 4 : 1);
+	unsigned int seconds = (c->seconds ? c->seconds : 60) * slow();
 	struct levels before;
 	double start;
 	bool bad = false;

@@ -65,7 +65,7 @@ struct test_case {
 	const char *name;
 	void (*run)(void);
 	enum level level;
-	unsigned int seconds; /* limit; 0: 60. Times four on a debug kernel */
+	unsigned int seconds; /* limit; 0: 60. Times slow() */
 };
 
 int run_cases(const struct test_case *cases, size_t count, int argc, char **argv);
@@ -78,6 +78,9 @@ int run_cases(const struct test_case *cases, size_t count, int argc, char **argv
 
 enum level group(void);	   /* the group that is running */
 bool debug_kernel(void);   /* KASAN, lockdep: everything is several times slower */
+/* How many times as long as usual all may take: $PANDO_TEST_SLOW, four times that on a
+ * debug kernel. */
+unsigned int slow(void);
 unsigned int storm_seconds(unsigned int full); /* how long a storm lasts in this group */
 
 /* ---- checks ------------------------------------------------------------- */
@@ -136,7 +139,7 @@ void *shared_alloc(size_t size);
 /* Waits, sleeping, for another process to make cond true. */
 #define WAIT_FOR(cond, seconds)                                                       \
 	do {                                                                          \
-		double end_ = now() + (seconds) * (debug_kernel() ? 4 : 1);           \
+		double end_ = now() + (seconds) * slow();                             \
 		while (!(cond)) {                                                     \
 			if (now() > end_)                                             \
 				FAIL("no %s within %g s", #cond, (double)(seconds));  \
