@@ -190,6 +190,7 @@ static_assert(sizeof(struct pando__heap) == PANDO__PAGE, "one page");
  *			receiver's slot and the receiver is not attached any more, the broker frees it.
  */
 #define PANDO__INTENTS 96u /* further threads take turns on the last one */
+#define PANDO__INTENTS_OFFSET 2560u /* of the first one in struct pando__slot: to the page's end */
 enum pando__intent_kind {
 	PANDO__INTENT_NONE = 0,
 	PANDO__INTENT_FREE = 1,
