@@ -102,8 +102,21 @@
 #define PANDO__CLASS_NONE 0u
 #define PANDO__CLASS_LARGE 0xffu /* objects of jemalloc; 1..n: a slab of that class */
 #define PANDO__PAGE_LOOSE 0x1u /* LARGE, but its jemalloc died: pages go straight to the span */
-#define PANDO__PAGE_BUSY                                                                           \
-	0x2u /* first page of a slab: its owner refills, or the broker empties it */
+/*
+ * In the entry of a slab's first page. Its owner refills from it between a compare-and-swap of an
+ * entry without BUSY and EMPTYING to one with BUSY, and a store. The broker, for an owner who does
+ * nothing, takes the memory of a slab whose objects are all FREE in the same way with EMPTYING, and
+ * leaves EMPTY: who refills next commits the slab's memory first and clears that.
+ */
+#define PANDO__PAGE_BUSY 0x2u
+#define PANDO__PAGE_EMPTYING 0x4u
+#define PANDO__PAGE_EMPTY 0x8u
+/*
+ * In orphans: a page, and all before it in its span, that belong to a large object which begins in
+ * an earlier span. A span whose first or last page is LARGE cannot be adopted: part of such an
+ * object may lie in it, which only the broker can free then.
+ */
+#define PANDO__PAGE_INNER 0x10u
 
 /* Span words: owner (as above), state, and a count that makes each ownership a new value. */
 enum pando__span_state {
@@ -132,11 +145,18 @@ struct pando__span {
 	uint64_t pages;
 	/*
 	 * Hint: one bit for each slab-sized eighth of the span in which an object may be REMOTE.
-	 * Set, after the object's word, by who frees; taken by who collects. Lost bits are put
-	 * back by the broker from the intent of a freer that died in between.
+	 * Set, after the object's word, by who frees, who looks after that whom the page table
+	 * names and tells it: its line, or orphan_remote. Taken by who collects. Who changes the
+	 * names in the page table looks at these bits afterwards (both with a full barrier in
+	 * between: one of the two sees the other). Lost bits are put back by the broker from the
+	 * intent of a freer that died in between.
 	 */
 	uint32_t remote;
-	/* Hint: 1 if an object here may be SHARED with a client. Set before, cleared by a sweep. */
+	/*
+	 * Hint: 1 if an object here may be SHARED with a client. Set after the object's word, while
+	 * the TRANSFER intent stands and before the receiver is looked up again. Cleared by the
+	 * broker before it looks, and put back if it finds one.
+	 */
 	uint32_t held;
 	uint64_t reserved; /* 0 */
 };
@@ -188,6 +208,9 @@ static_assert(sizeof(struct pando__heap) == PANDO__PAGE, "one page");
  *	TRANSFER	the object's word names the receiver; then the receiver is looked up again, since
  *			it may have died before that. Left by a dead client: where the word names the
  *			receiver's slot and the receiver is not attached any more, the broker frees it.
+ *
+ * A slot that a TRANSFER of a living client names is not given to another client: so whatever names
+ * a slot, names the client that has it now, or the one that had it last and is being reaped.
  */
 #define PANDO__INTENTS 96u /* further threads take turns on the last one */
 #define PANDO__INTENTS_OFFSET 2560u /* of the first one in struct pando__slot: to the page's end */
