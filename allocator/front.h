@@ -10,6 +10,7 @@
 #include "heap.h"
 
 struct pando__slab_list; /* slab.c */
+struct pando__runs; /* pages.c */
 struct pando__large; /* large.c */
 
 struct pando__front {
@@ -25,27 +26,34 @@ struct pando__front {
 	pthread_mutex_t pages_lock; /* span.c, pages.c: */
 	uint32_t *own; /* span indices that this client owns, unordered */
 	uint32_t own_count, own_room;
+	struct pando__runs *runs; /* pages.c: free pages in them */
 
 	struct pando__slab_list *slabs; /* slab.c; one for each class, each with its lock */
 	struct pando__large *large; /* large.c */
 };
 
-/* span.c. Called with pages_lock held, except where noted. */
+/* span.c. Called with pages_lock held, by pages.c. */
 
 /*
- * Takes `count` (1 for one span) consecutive free spans, near where others were found last. Their
- * pages are not committed. Returns the index of the first, or a negative errno: -ENOMEM, -EDQUOT.
+ * Takes `count` (1 for one span) consecutive free spans, the first at an address that is a multiple
+ * of `alignment`, as low as possible. Their metadata is committed, their pages are not. Returns the
+ * index of the first, or a negative errno with a sentence: -ENOMEM, -EDQUOT.
  */
-int64_t pando__span_take(struct pando__front *f, uint32_t count);
-/* Gives back a span of this client whose pages are all free; decommits it and its metadata. */
+int64_t pando__span_take(struct pando__front *f, uint32_t count, uint64_t alignment);
+/* Gives back a span of this client whose pages are all free. */
 void pando__span_give(struct pando__front *f, uint32_t index);
-/*
- * Adopts an orphaned span that has a slab of `class`, if there is one: its pages name this client
- * afterwards. Returns its index or -ENOENT.
- */
-int64_t pando__span_adopt(struct pando__front *f, unsigned int class);
 
 /* pages.c: any thread, no lock held. Runs of pages in this client's spans. */
+
+/* Of a front that has view, slot and me. Makes pages_lock and `own`. 0 or -ENOMEM. */
+int pando__pages_init(struct pando__front *f);
+/* Frees what is private; shared memory stays as it is. Also in the child of a fork(). */
+void pando__pages_deinit(struct pando__front *f);
+/*
+ * Adopts an orphaned span that has a slab of `class`, if there is one: its pages name this client
+ * afterwards, those of large objects with PANDO__PAGE_LOOSE. Returns its index or -ENOENT.
+ */
+int64_t pando__span_adopt(struct pando__front *f, unsigned int class);
 
 /*
  * `length` bytes (a multiple of PANDO__PAGE) at a multiple of `alignment`, entered in the page table
@@ -55,7 +63,8 @@ int64_t pando__pages_alloc(struct pando__front *f, uint64_t length, uint64_t ali
 			   unsigned int class);
 /*
  * The opposite, for any part of such a run, in spans of this client: the objects in it have been
- * freed. Clears the page table and the pages' bits, decommits; a span that has become empty goes back.
+ * freed. Clears the page table and the pages' bits; a span that has become empty goes back. Gives
+ * memory back now or later.
  */
 void pando__pages_free(struct pando__front *f, uint64_t offset, uint64_t length);
 

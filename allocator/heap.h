@@ -44,6 +44,8 @@ struct pando__view {
 	uint16_t *objects; /* by offset / PANDO__GRANULE */
 	uint64_t first, end; /* offsets of the first usable span and of the last one's end */
 	bool lazy; /* PANDO_HEAP: memory is taken and given back with use */
+	/* Bytes that the machine can spare (NULL: not asked): see pando__memory_available(). */
+	uint64_t (*available)(void);
 };
 
 /* geometry.c */
@@ -78,9 +80,38 @@ static inline uint64_t pando__offset(const struct pando__view *v, const void *p)
 
 /* Makes sure that there is memory: 0 or -ENOMEM. Nothing to do in a region that is not lazy. */
 int pando__commit(const struct pando__view *v, uint64_t offset, uint64_t length);
-/* Gives memory back; it reads as zero afterwards. Not in a region that is not lazy: then its
- * content stays. */
+/* Gives memory back, if the system takes it; what it reads as afterwards is undefined. Nothing to do
+ * in a region that is not lazy. */
 void pando__decommit(const struct pando__view *v, uint64_t offset, uint64_t length);
+
+/* span.c: what needs no front. Spans by index: offset / PANDO__SPAN. */
+
+/*
+ * Lets go of a span that has no page in use: it becomes RESERVE or FREE. `word` is the span's word,
+ * which says OWNED or SWEEPING by the caller. False if the word is another one.
+ */
+bool pando__span_release(const struct pando__view *v, uint32_t index, uint64_t word);
+/*
+ * Gives the memory of spans back that have been RESERVE for at least age_ms, at most `most` of them.
+ * `purger`: slot + 1, or PANDO__OWNER_BROKER. Returns how many. Two system calls for each of them; any
+ * thread.
+ */
+uint32_t pando__spans_purge(const struct pando__view *v, uint32_t purger, uint32_t age_ms,
+			    uint32_t most);
+/*
+ * For the broker. Finishes what a purger left that is dead: ABSENT by `purger` becomes FREE.
+ */
+void pando__span_finish(const struct pando__view *v, uint32_t index, uint32_t purger);
+/*
+ * For the broker, before the committed size becomes `size`, which is smaller: takes the spans that
+ * end beyond it out of use. 0, or -EBUSY with a sentence and all as before: one is in use.
+ */
+int pando__spans_shrink(const struct pando__view *v, uint64_t size);
+/*
+ * For the broker, after the committed size has grown, after a shrinking that did not happen, and
+ * when it takes up a region: spans below the committed size are ABSENT no more.
+ */
+void pando__spans_settle(const struct pando__view *v);
 
 /* A client's front. Process-private memory; made anew in a forked child. */
 struct pando__front; /* front.h */

@@ -118,14 +118,31 @@
  */
 #define PANDO__PAGE_INNER 0x10u
 
-/* Span words: owner (as above), state, and a count that makes each ownership a new value. */
+/*
+ * Span words: owner (as above), state, and a count that makes each change a new value.
+ *
+ *	FREE, RESERVE --take--> OWNED --empty--> RESERVE
+ *	RESERVE --purge--> ABSENT --its memory is given back--> FREE
+ *	OWNED --the owner died--> SWEEPING --> FREE, RESERVE, ORPHAN --adopt--> OWNED
+ *	FREE, RESERVE --the region shrinks--> ABSENT --the region grows--> FREE
+ *
+ * An empty span of a region that takes memory with use goes to RESERVE: who takes it soon finds its
+ * memory still there; after a while the broker (or a trim) purges it. In other regions there is no
+ * RESERVE. Either way the words of its objects and its part of the page table are zero.
+ *
+ * ABSENT with an owner is being purged by that one; if it is killed there, the broker gives the
+ * memory back (again) and sets FREE. ABSENT without one lies beyond the committed size.
+ */
 enum pando__span_state {
-	PANDO__SPAN_FREE = 0, /* anybody may take it */
+	PANDO__SPAN_FREE =
+		0, /* anybody may take it; it has no memory where memory comes with use */
 	PANDO__SPAN_OWNED = 1,
 	PANDO__SPAN_ORPHAN = 2, /* its owner died, objects live in it: may be adopted */
 	PANDO__SPAN_SWEEPING = 3, /* the broker is at it */
-	PANDO__SPAN_ABSENT = 4 /* beyond the committed size, or being given back */
+	PANDO__SPAN_ABSENT = 4, /* beyond the committed size, or being given back */
+	PANDO__SPAN_RESERVE = 5 /* anybody may take it; its memory is still there */
 };
+#define PANDO__OWNER_BROKER 0xfffeu /* of a span that the broker purges */
 #define PANDO__SPAN_STATE(word) ((enum pando__span_state)((word)&0xffu))
 #define PANDO__SPAN_OWNER(word) ((unsigned int)((word) >> 8) & 0xffffu)
 #define PANDO__SPAN_COUNT(word) ((word) >> 24)
@@ -134,8 +151,9 @@ enum pando__span_state {
 
 struct pando__span {
 	/*
-	 * Who owns it. Changed by CAS only: FREE to OWNED by who takes it, ORPHAN to OWNED by who
-	 * adopts it, OWNED to FREE by its owner, and all from a dead owner by the broker.
+	 * Who owns it. Changed by CAS only: FREE or RESERVE to OWNED by who takes it, ORPHAN to
+	 * OWNED by who adopts it, OWNED to RESERVE or FREE by its owner, RESERVE by ABSENT to FREE
+	 * by who purges it, and all from a dead owner by the broker.
 	 */
 	uint64_t word;
 	/*
@@ -158,7 +176,9 @@ struct pando__span {
 	 * broker before it looks, and put back if it finds one.
 	 */
 	uint32_t held;
-	uint64_t reserved; /* 0 */
+	/* Hints, written by the owner: since when it is RESERVE (CLOCK_MONOTONIC, ms), */
+	uint32_t since;
+	uint32_t node; /* and NUMA node + 1 of who took it without memory; 0: not known */
 };
 
 /* What others tell a client; 64 bytes, so that nobody shares its line. */
@@ -181,7 +201,7 @@ struct pando__heap {
 	struct {
 		uint64_t value;
 		uint64_t reserved[7];
-	} search; /* offset at which the last free span was found */
+	} search; /* offset of a span below which none is likely to be free */
 	struct {
 		uint64_t value;
 		uint64_t reserved[7];
@@ -190,7 +210,11 @@ struct pando__heap {
 		uint64_t value;
 		uint64_t reserved[7];
 	} orphan_remote; /* 1: some object in an orphan may be REMOTE */
-	uint8_t reserved1[PANDO__PAGE - 512 - 192];
+	struct {
+		uint64_t value;
+		uint64_t reserved[7];
+	} reserves; /* 1: some span may be RESERVE. Set after that, taken by who purges */
+	uint8_t reserved1[PANDO__PAGE - 512 - 256];
 };
 
 static_assert(sizeof(struct pando__span) == 32, "layout");

@@ -13,6 +13,8 @@
 #define pando__store_release(p, v) __atomic_store_n((p), (v), __ATOMIC_RELEASE)
 #define pando__add_relaxed(p, v) __atomic_fetch_add((p), (v), __ATOMIC_RELAXED)
 #define pando__add_acq_rel(p, v) __atomic_fetch_add((p), (v), __ATOMIC_ACQ_REL)
+#define pando__or_acq_rel(p, v) __atomic_fetch_or((p), (v), __ATOMIC_ACQ_REL)
+#define pando__and_acq_rel(p, v) __atomic_fetch_and((p), (v), __ATOMIC_ACQ_REL)
 #define pando__exchange_acq_rel(p, v) __atomic_exchange_n((p), (v), __ATOMIC_ACQ_REL)
 /* *expected is replaced by what was found when the exchange fails. */
 #define pando__cas_acq_rel(p, expected, v)                                                         \
