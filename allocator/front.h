@@ -9,9 +9,60 @@
 
 #include "heap.h"
 
-struct pando__slab_list; /* slab.c */
 struct pando__runs; /* pages.c */
+struct pando__slabs; /* slab.c */
 struct pando__large; /* large.c */
+
+/*
+ * What the fast paths see of a region: the first member of struct pando_region. Written by libshm
+ * when it makes a front or has abandoned one, read without a lock.
+ */
+struct pando__gate {
+	uint64_t serial; /* of the front; 0: none */
+	struct pando__front *front;
+};
+
+#define PANDO__MAGAZINE 64u /* objects, per thread and size class */
+
+/* Pointers to CACHED objects of one class: bottom[0] up to top[-1]. All NULL: not in use. */
+struct pando__magazine {
+	void **top, **bottom, **limit;
+	uint32_t fill; /* how many the next refill asks for */
+	uint32_t reserved;
+};
+
+/*
+ * What one thread has of one front. In memory that reads as zero in a child of any kind of fork: no
+ * magazine has an object there, and no address is in bounds. Written by its thread alone, but for
+ * `front` (see thread.c).
+ */
+struct pando__magazines {
+	/* Copies of constants, for the fast paths. */
+	char *base;
+	uint64_t granules; /* in max_size */
+	const uint32_t *page_table;
+	uint16_t *objects;
+	uint32_t me;
+	uint32_t intent_number;
+	struct pando__magazine of[32]; /* any five bits of a page entry index it; 1..16 are used */
+
+	uint64_t serial;
+	struct pando__front *front; /* NULL: gone. Under the lock of thread.c */
+	struct pando__intent *intent; /* of this thread */
+	bool intent_shared; /* the last one: under front->intent_lock */
+	struct pando__magazines *next; /* of this thread */
+	struct pando__magazines *next_of_front, **at_front; /* under the lock of thread.c */
+	void *store[PANDO__CLASSES - 1][PANDO__MAGAZINE];
+};
+
+/* A few bytes of the static TLS block: the library must be loadable by dlopen(). */
+struct pando__thread {
+	uint64_t serial; /* of `current` */
+	struct pando__magazines *current; /* never NULL */
+	struct pando__magazines *all;
+};
+extern _Thread_local struct pando__thread pando__thread
+	__attribute__((tls_model("initial-exec"), visibility("hidden")));
 
 struct pando__front {
 	struct pando__view view;
@@ -28,9 +79,49 @@ struct pando__front {
 	uint32_t own_count, own_room;
 	struct pando__runs *runs; /* pages.c: free pages in them */
 
-	struct pando__slab_list *slabs; /* slab.c; one for each class, each with its lock */
+	struct pando__slabs *slabs; /* slab.c; for each class a list, with its lock */
 	struct pando__large *large; /* large.c */
+	uint32_t large_count; /* allocations of large objects, for when to collect */
+
+	/* thread.c, under its lock. */
+	struct pando__front *next;
+	struct pando__magazines *threads;
+	uint64_t intents_used[(PANDO__INTENTS + 63) / 64];
+
+	pthread_mutex_t intent_lock; /* object.c: threads that have no intent to themselves */
 };
+
+static inline uint16_t *pando__word(const struct pando__view *v, uint64_t offset)
+{
+	return &v->objects[offset / PANDO__GRANULE];
+}
+
+/* thread.c */
+
+/* This thread's magazines of f, made if there are none, now `current`. NULL with errno: ENOMEM. */
+struct pando__magazines *pando__magazines(struct pando__front *f);
+/*
+ * In a child of any kind of fork whose parent had fronts: forgets them. Called wherever a lock of
+ * this module or of a front would be taken next. No fork: does nothing.
+ */
+void pando__threads_check(void);
+/* Empties the calling thread's magazines of f into the slabs. */
+void pando__magazines_flush(struct pando__front *f);
+
+/* front.c */
+
+/* Pushes a CACHED small object of this client, flushing half of the magazine if it is full. */
+void pando__magazine_push(struct pando__front *f, unsigned int class, void *p);
+
+/* object.c */
+
+/* What the fast path of pando_free() does not do: checks, other owners, large objects. */
+void pando__object_free(struct pando_region *r, struct pando__front *f, void *p);
+/* Tells the handler. `doing` begins the sentence: "freeing". Returns if the handler does. */
+void pando__misused(struct pando_region *r, const void *p, enum pando_misuse what,
+		    const char *doing);
+/* Bytes at a small or large object; 0 if the page entry or the length words make no sense. */
+uint64_t pando__object_size(const struct pando__view *v, uint64_t offset);
 
 /* span.c. Called with pages_lock held, by pages.c. */
 

@@ -37,9 +37,10 @@
  *	REMOTE	freed by somebody who does not own the span: its owner collects it
  *
  * Who may change it: FREE, CACHED: the owner of the span alone, with plain stores. LIVE: the owner
- * with a plain store to CACHED or FREE; anybody by CAS to REMOTE (a free), the owner by CAS to
- * SHARED. SHARED: its holder (anybody, where it is the region's) by CAS. REMOTE: the owner, by CAS,
- * or the broker. A word of an interior granule is FREE in slabs. In a large object the three words
+ * with a plain store to CACHED; anybody by CAS to REMOTE (a free), the owner by CAS to SHARED.
+ * SHARED: its holder (anybody, where it is the region's) by CAS; the owner, if that is its holder
+ * or it is the region's, by CAS to CACHED. REMOTE: the owner, by CAS (to FREE in slabs, to CACHED
+ * for a large object that it is about to free), or the broker, by CAS. A word of an interior granule is FREE in slabs. In a large object the three words
  * after the first one hold its length (see LENGTH), stored before LIVE and cleared after it; the
  * others are FREE.
  *
@@ -168,6 +169,9 @@ struct pando__span {
 	 * names in the page table looks at these bits afterwards (both with a full barrier in
 	 * between: one of the two sees the other). Lost bits are put back by the broker from the
 	 * intent of a freer that died in between.
+	 *
+	 * Bits 8 to 15, one for each eighth as well: the broker has made words FREE there, of an
+	 * owner that lives. Set after that, taken with the others by the owner, who counts anew.
 	 */
 	uint32_t remote;
 	/*
@@ -181,12 +185,18 @@ struct pando__span {
 	uint32_t node; /* and NUMA node + 1 of who took it without memory; 0: not known */
 };
 
+#define PANDO__SPAN_REMOTE(offset) (1u << (offset) / PANDO__SLAB % PANDO__SPAN_SLABS)
+#define PANDO__SPAN_RECOUNT(offset) (PANDO__SPAN_REMOTE(offset) << 8)
+
 /* What others tell a client; 64 bytes, so that nobody shares its line. */
 struct pando__heap_client {
 	/* Hint: 1 if a span of this client has a remote bit. Set after that, taken by the client. */
 	uint32_t remote;
 	uint32_t spans; /* that this client owns; written by it, recounted by the broker */
-	uint64_t reserved[7]; /* 0 */
+	/* The same for bits 8 to 15 of `remote` in a span of this client; set by the broker. */
+	uint32_t recount;
+	uint32_t reserved0; /* 0 */
+	uint64_t reserved[6]; /* 0 */
 };
 
 struct pando__heap {

@@ -1,0 +1,237 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Allocating and freeing: the fast paths, and what begins when they do not apply.
+ *
+ * Each thread has a magazine for each size class: an array of pointers to objects that are CACHED.
+ * Allocating takes the topmost and stores LIVE into its word; freeing stores CACHED and puts the
+ * pointer on top. No call, no lock, no locked instruction. Everything else is out of line:
+ *
+ *	magazine empty		refill from the slabs (slab.c)
+ *	magazine full		the older half goes back to the slabs
+ *	over 1 KiB		jemalloc (large.c)
+ *	somebody else's object,	object.c
+ *	or any doubt
+ *	no front, a fork()	libshm makes one (pando__region_front())
+ *
+ * What the fast path of a free has made sure of, by three loads: the pointer is a multiple of 32
+ * inside the region, its page is in a slab of this client, and an object begins there that is
+ * private and live (words of interior granules are FREE, so is that of a freed object unless it is
+ * CACHED). Only an object's owner stores CACHED without a compare-and-swap; so two threads of one
+ * process that free the same object at the same instant are not both told. The second one to
+ * allocate it finds a word that is not CACHED, and takes another object instead.
+ *
+ * A kill between any two instructions: the word says CACHED or LIVE, and both die with this client.
+ * That a magazine holds an object is known to nobody else, nor needed.
+ *
+ * Threads: magazines belong to one thread. fork(): they read as zeros in the child, so both fast
+ * paths fail there, whatever kind of fork it was, and pando__region_front() finds out.
+ */
+#include "front.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "common/atomic.h"
+#include "common/fail.h"
+#include "common/inject.h"
+
+#define LIKELY(condition) __builtin_expect(!!(condition), 1)
+#define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
+#define SLOW __attribute__((noinline, cold))
+
+#define FILL_MAX (PANDO__MAGAZINE / 2)
+/* So many large allocations pass between two looks at whether others have freed something. */
+#define LARGE_COLLECT 16u
+
+/* An empty magazine gets new objects; the topmost of them is returned, LIVE. */
+static void *refill(struct pando__front *f, struct pando__magazines *m, unsigned int class)
+{
+	struct pando__magazine *mag = &m->of[class];
+	int n = pando__slab_refill(f, class, mag->bottom, mag->fill);
+	void *p;
+
+	if (n <= 0) {
+		errno = n < 0 ? -n : ENOMEM;
+		return NULL;
+	}
+	PANDO_INJECT("heap.refill.taken");
+	/* The first ones come from one page; who goes on allocating gets more at a time. */
+	mag->fill = mag->fill * 2 < FILL_MAX ? mag->fill * 2 : FILL_MAX;
+	mag->top = mag->bottom + n - 1;
+	p = *mag->top;
+	pando__store_relaxed(pando__word(&f->view, pando__offset(&f->view, p)), PANDO__OBJECT_LIVE);
+	PANDO_INJECT("heap.refill.live");
+	return p;
+}
+
+static void *small_alloc(struct pando__front *f, unsigned int class)
+{
+	struct pando__magazines *m = pando__magazines(f);
+	struct pando__magazine *mag;
+
+	if (!m)
+		return NULL;
+	for (mag = &m->of[class]; mag->top != mag->bottom; mag->top--) {
+		void *p = mag->top[-1];
+		uint16_t *word = pando__word(&f->view, pando__offset(&f->view, p));
+
+		if (pando__load_relaxed(word) != PANDO__OBJECT_CACHED)
+			continue; /* freed twice at one instant: it is in use already */
+		pando__store_relaxed(word, PANDO__OBJECT_LIVE);
+		mag->top--;
+		return p;
+	}
+	return refill(f, m, class);
+}
+
+static void *large_alloc(struct pando__front *f, size_t alignment, size_t size)
+{
+	if (pando__add_relaxed(&f->large_count, 1) % LARGE_COLLECT == 0 &&
+	    pando__load_relaxed(&f->view.clients[f->slot].remote))
+		pando__collect(f);
+	return pando__large_alloc(f, alignment, size);
+}
+
+static SLOW void *alloc_slow(struct pando_region *r, size_t size)
+{
+	struct pando__front *f = pando__region_front(r);
+
+	if (!f)
+		return NULL;
+	if (size > PANDO__SMALL_MAX)
+		return large_alloc(f, PANDO__GRANULE, size);
+	return small_alloc(f,
+			   pando__class_of_granules[(size + PANDO__GRANULE - 1) / PANDO__GRANULE]);
+}
+
+void *pando_alloc(struct pando_region *r, size_t size)
+{
+	const struct pando__gate *gate = (const struct pando__gate *)(const void *)r;
+	struct pando__magazines *m = pando__thread.current;
+
+	if (LIKELY(size <= PANDO__SMALL_MAX && pando__thread.serial == gate->serial)) {
+		unsigned int class =
+			pando__class_of_granules[(size + PANDO__GRANULE - 1) / PANDO__GRANULE];
+		struct pando__magazine *mag = &m->of[class];
+		void **top = mag->top;
+
+		if (LIKELY(top != mag->bottom)) {
+			void *p = top[-1];
+			uint16_t *word =
+				&m->objects[(uint64_t)((char *)p - m->base) / PANDO__GRANULE];
+
+			if (LIKELY(pando__load_relaxed(word) == PANDO__OBJECT_CACHED)) {
+				mag->top = top - 1;
+				pando__store_relaxed(word, PANDO__OBJECT_LIVE);
+				return p;
+			}
+		}
+	}
+	return alloc_slow(r, size);
+}
+
+void pando__magazine_push(struct pando__front *f, unsigned int class, void *p)
+{
+	struct pando__magazines *m = pando__magazines(f);
+	struct pando__magazine *mag;
+
+	if (!m) { /* no memory for magazines: straight back */
+		pando__slab_flush(f, class, &p, 1);
+		return;
+	}
+	mag = &m->of[class];
+	if (mag->top == mag->limit) {
+		pando__slab_flush(f, class, mag->bottom, PANDO__MAGAZINE / 2);
+		mag->top -= PANDO__MAGAZINE / 2;
+		memmove(mag->bottom, mag->bottom + PANDO__MAGAZINE / 2,
+			PANDO__MAGAZINE / 2 * sizeof(*mag->bottom));
+	}
+	*mag->top++ = p;
+}
+
+static SLOW void free_slow(struct pando_region *r, void *p)
+{
+	struct pando__front *f;
+
+	if (!p)
+		return;
+	f = pando__region_front(r);
+	if (f)
+		pando__object_free(r, f, p);
+	else if (errno == EACCES)
+		pando__misused(r, p, PANDO_MISUSE_FOREIGN, "freeing");
+	/* Else a forked child that the broker does not answer: the object stays what it is. */
+}
+
+void pando_free(struct pando_region *r, void *p)
+{
+	const struct pando__gate *gate = (const struct pando__gate *)(const void *)r;
+	struct pando__magazines *m = pando__thread.current;
+	uint64_t offset = (uint64_t)((char *)p - m->base);
+	/* The five low bits, which are 0 in an object's address, become the highest ones. */
+	uint64_t granule = offset / PANDO__GRANULE | offset << 59;
+
+	if (LIKELY(pando__thread.serial == gate->serial && granule < m->granules)) {
+		uint32_t entry = pando__load_relaxed(
+			&m->page_table[granule / (PANDO__PAGE / PANDO__GRANULE)]);
+		struct pando__magazine *mag = &m->of[entry >> 16 & 31];
+		uint16_t *word = &m->objects[granule];
+		void **top = mag->top;
+
+		/* LARGE and NONE have a magazine that is always full. */
+		if (LIKELY(PANDO__PAGE_OWNER(entry) == m->me && top != mag->limit &&
+			   pando__load_relaxed(word) == PANDO__OBJECT_LIVE)) {
+			pando__store_relaxed(word, PANDO__OBJECT_CACHED);
+			*top = p;
+			mag->top = top + 1;
+			return;
+		}
+	}
+	free_slow(r, p);
+}
+
+/* The smallest class that holds `size` bytes at multiples of `alignment`, both at most 1 KiB. */
+static unsigned int aligned_class(size_t alignment, size_t size)
+{
+	unsigned int class = pando__class_of_granules[(size + PANDO__GRANULE - 1) / PANDO__GRANULE];
+
+	while (pando__classes[class].size % alignment != 0)
+		class ++;
+	return class;
+}
+
+void *pando_alloc_aligned(struct pando_region *r, size_t alignment, size_t size)
+{
+	struct pando__front *f;
+
+	if (alignment == 0 || (alignment & (alignment - 1)) != 0) {
+		pando__fail(EINVAL, "an alignment of %zu bytes is not a power of two", alignment);
+		errno = EINVAL;
+		return NULL;
+	}
+	if (alignment <= PANDO__GRANULE)
+		return pando_alloc(r, size);
+	f = pando__region_front(r);
+	if (!f)
+		return NULL;
+	if (alignment <= PANDO__SMALL_MAX && size <= PANDO__SMALL_MAX)
+		return small_alloc(f, aligned_class(alignment, size));
+	return large_alloc(f, alignment, size > PANDO__SMALL_MAX ? size : PANDO__SMALL_MAX + 1);
+}
+
+void *pando_calloc(struct pando_region *r, size_t n, size_t size)
+{
+	size_t bytes;
+	void *p;
+
+	if (__builtin_mul_overflow(n, size, &bytes)) {
+		pando__fail(ENOMEM, "%zu objects of %zu bytes are more than an address can count",
+			    n, size);
+		errno = ENOMEM;
+		return NULL;
+	}
+	p = pando_alloc(r, bytes);
+	if (p)
+		memset(p, 0, bytes);
+	return p;
+}
