@@ -142,23 +142,40 @@ void pando__front_free(struct pando__front *f);
 /* In the child of a fork(): forgets the parent's front without touching shared memory. */
 void pando__front_abandon(struct pando__front *f);
 
-/* reclaim.c: for the broker, on any thread, one caller for each region at a time. */
+/*
+ * reclaim.c: for the broker, on any thread, one caller for each region at a time. Everything here
+ * may be killed at any point and called again, and trusts nothing in the heap or in slot pages. All
+ * return 0, or 1 if there is no heap.
+ */
 
 struct pando__reclaimed {
 	uint64_t objects, bytes; /* freed */
 	uint64_t spans_freed, spans_orphaned;
 };
+bool pando__heap_there(const struct pando__view *v);
 /*
  * Takes what client `slot` had, which is dead and whose slot page is still as it left it: finishes its
- * intents, frees what was its alone, frees or orphans its spans. Idempotent: may be killed and called
- * again. Trusts nothing in the heap or in *slot_page. Returns 0, or 1 if there is no heap.
+ * intents, frees what was its alone, frees or orphans its spans.
  */
 int pando__heap_reap(const struct pando__view *v, uint32_t slot,
 		     const struct pando__slot *slot_page, struct pando__reclaimed *out);
+/*
+ * True if a transfer under way names this slot, which has been reaped: then it must not be given to
+ * another client yet. slots: the whole slots file.
+ */
+bool pando__heap_slot_named(const struct pando__view *v, const char *slots, uint32_t slot);
 /* Frees what has been freed in orphans, and the spans that are empty then. */
 int pando__heap_sweep(const struct pando__view *v, struct pando__reclaimed *out);
-/* What others have freed in slabs of a client that does not collect it itself. */
+/*
+ * What others have freed in slabs of a client that does not collect it itself becomes free, and the
+ * memory of slabs that are empty then goes back to the system.
+ */
 int pando__heap_collect_idle(const struct pando__view *v, uint32_t slot,
 			     struct pando__reclaimed *out);
+/*
+ * After the death of a caller of any of these: puts back the hints that it had taken, and sweeps.
+ * Reads all object words of spans in use.
+ */
+int pando__heap_recover(const struct pando__view *v, struct pando__reclaimed *out);
 
 #endif
