@@ -91,6 +91,7 @@ int pando__view_init(struct pando__view *v, char *base, const struct pando__ledg
 	v->base = base;
 	v->ledger = ledger;
 	v->max_size = ledger->max_size;
+	v->lazy = (ledger->flags & PANDO_HEAP) && ledger->page_size == PANDO__PAGE;
 	describe(&h, v->max_size);
 	if (v->max_size >> 47 || h.end < h.first || h.end - h.first < 2ull * PANDO__SPAN)
 		return pando__fail(EINVAL,

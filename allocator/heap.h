@@ -46,6 +46,8 @@ struct pando__view {
 	bool lazy; /* PANDO_HEAP: memory is taken and given back with use */
 	/* Bytes that the machine can spare (NULL: not asked): see pando__memory_available(). */
 	uint64_t (*available)(void);
+	/* Who looks at it: slot + 1, or PANDO__OWNER_BROKER; 0: gives no reserves back by itself. */
+	uint32_t self;
 };
 
 /* geometry.c */
