@@ -132,6 +132,7 @@ struct pando__front_options {
 	char *slots; /* the slots file, mapped; the own page is writable */
 	uint32_t slot; /* own slot */
 	uint64_t generation; /* of the own slot */
+	uint64_t (*available)(void); /* see struct pando__view; may be NULL */
 };
 
 /* front.c */

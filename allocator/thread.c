@@ -257,7 +257,7 @@ static void front_delete(struct pando__front *f, bool abandon)
 		pando__large_deinit(f, abandon);
 	if (f->slabs)
 		pando__slabs_deinit(f);
-	free(f->own);
+	pando__pages_deinit(f);
 	free(f);
 }
 
@@ -288,9 +288,12 @@ static int init(struct pando__front *f, const struct pando__front_options *o)
 	f->intents =
 		(struct pando__intent *)(void *)(o->slots + (size_t)o->slot * PANDO__SLOT_SIZE +
 						 PANDO__INTENTS_OFFSET);
-	pthread_mutex_init(&f->pages_lock, NULL);
+	f->view.self = f->me;
+	f->view.available = o->available;
 	pthread_mutex_init(&f->intent_lock, NULL);
-	rc = pando__slabs_init(f);
+	rc = pando__pages_init(f);
+	if (rc == 0)
+		rc = pando__slabs_init(f);
 	return rc < 0 ? rc : pando__large_init(f);
 }
 
