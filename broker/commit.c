@@ -192,7 +192,9 @@ static void give(struct job *job)
 
 void job_work(struct job *job)
 {
-	if (job->giving)
+	if (job->kind == JOB_HEAP)
+		heap_work(job);
+	else if (job->giving)
 		give(job);
 	else
 		take(job);
@@ -268,6 +270,7 @@ static void resized(struct region *r, struct client *c)
 	 * Killed before this: the successor finds the size in the record and says it in the ledger.
 	 */
 	ledger_set_committed(r, r->record.committed);
+	heap_grown(r);
 	if (c && job->result < 0)
 		handler_fail(c, job->result, job->text);
 	else if (c)
@@ -296,6 +299,10 @@ void job_done(struct job *job)
 	struct client *c = job->client;
 	const uint64_t id = r->record.id;
 
+	if (job->kind == JOB_HEAP) {
+		heap_done(job);
+		return;
+	}
 	if (job->at < job->end) { /* others' jobs have their turn between two pieces */
 		b->ops->submit(b, job);
 		return;
@@ -315,6 +322,8 @@ void job_done(struct job *job)
 		break;
 	case JOB_FREE:
 		freed(r);
+		break;
+	case JOB_HEAP: /* see above */
 		break;
 	}
 	r = region_by_id(b, id); /* it may be gone */

@@ -151,7 +151,7 @@ int ledger_take(struct region *r, const struct client *c, bool readonly, uint32_
 }
 
 /* Writes zeroes over a slot's page: its memory stays allocated. */
-static void clear_slot(struct region *r, uint32_t slot)
+void ledger_clear_slot(struct region *r, uint32_t slot)
 {
 	static const char zeroes[PANDO__SLOT_SIZE];
 	off_t at = (off_t)slot * PANDO__SLOT_SIZE;
@@ -170,21 +170,35 @@ static void clear_slot(struct region *r, uint32_t slot)
 	}
 }
 
-void ledger_reap(struct region *r, uint32_t slot)
+void ledger_begin_reap(struct region *r, uint32_t slot)
 {
 	struct pando__ledger_client *e = pando__ledger_client(r->ledger, slot);
-	uint64_t generation = PANDO__CLIENT_GENERATION(e->word);
 
 	PANDO_INJECT("broker.reap.begin");
-	pando__store_release(&e->word, PANDO__CLIENT_WORD(generation, PANDO__CLIENT_REAPING));
+	/* Others look at it after a change of their own: partner is attached() in object.c. */
+	pando__store_seq_cst(&e->word, PANDO__CLIENT_WORD(PANDO__CLIENT_GENERATION(e->word),
+							  PANDO__CLIENT_REAPING));
 	PANDO_INJECT("broker.reap.reaping");
-	/* Killed from here to the last store: REAPING, and the successor clears the page again. */
-	clear_slot(r, slot);
-	PANDO_INJECT("broker.reap.cleared");
-	pando__store_release(&e->word, PANDO__CLIENT_WORD(generation + 1, PANDO__CLIENT_FREE));
+	/* Killed from here to the last store: REAPING, and the successor reaps it again. */
+}
+
+void ledger_end_reap(struct region *r, uint32_t slot)
+{
+	struct pando__ledger_client *e = pando__ledger_client(r->ledger, slot);
+	const uint64_t next = PANDO__CLIENT_GENERATION(e->word) + 1;
+
+	pando__store_release(&e->word, PANDO__CLIENT_WORD(next, PANDO__CLIENT_FREE));
 	PANDO_INJECT("broker.reap.free");
 	pando__store_relaxed(&r->ledger->clients_live, r->ledger->clients_live - 1);
 	ledger_mark_taken(r, slot, false);
+}
+
+void ledger_reap(struct region *r, uint32_t slot)
+{
+	ledger_begin_reap(r, slot);
+	ledger_clear_slot(r, slot);
+	PANDO_INJECT("broker.reap.cleared");
+	ledger_end_reap(r, slot);
 }
 
 void ledger_set_readonly(struct region *r, uint32_t slot, bool readonly)

@@ -25,6 +25,7 @@
 #define SHARED(client) PANDO__OBJECT_SHARED(client)
 
 static struct hand h;
+static char self[4096]; /* this program */
 
 static int setup(void **state)
 {
@@ -494,7 +495,7 @@ static bool die_at(int fd, const char *point, unsigned int passage)
 		snprintf(arm, sizeof(arm), "%s=kill@%u", point, passage);
 		snprintf(number, sizeof(number), "%d", fd);
 		setenv("PANDO_INJECT", arm, 1);
-		execl("/proc/self/exe", "victim", "--victim", number, NULL);
+		execl(self, "victim", "--victim", number, NULL);
 		_exit(127);
 	}
 	assert_true(pid > 0 && waitpid(pid, &status, 0) == pid);
@@ -601,6 +602,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test_setup_teardown(much_at_once, setup, teardown),
 	};
 
+	if (!realpath("/proc/self/exe", self))
+		return 1;
 	if (argc == 3 && strcmp(argv[1], "--victim") == 0)
 		return victim(atoi(argv[2]));
 	return cmocka_run_group_tests(tests, NULL, NULL);
