@@ -124,6 +124,14 @@ struct pando__front; /* front.h */
  */
 struct pando__front *pando__region_front(struct pando_region *r);
 
+/*
+ * Given by libshm as well: a view of r for looking, without a front (also read-only), the own slot
+ * (PANDO__MAX_CLIENTS or more: none) and the slots file (slots may be NULL). 0, or -EINVAL with a
+ * sentence.
+ */
+int pando__region_view(struct pando_region *r, struct pando__view *v, uint32_t *slot,
+		       const char **slots);
+
 /* What libshm gives when it makes a front. */
 struct pando__front_options {
 	struct pando_region *region; /* for the misuse handler */

@@ -16,6 +16,7 @@
 
 #include <cmocka.h>
 
+#include "allocator/check.h"
 #include "hand_heap.h"
 
 #define A 1u /* clients: slot + 1 */
@@ -39,6 +40,8 @@ static int setup(void **state)
 static int teardown(void **state)
 {
 	(void)state;
+	if (h.view.heap->magic && pando__heap_verify(&h.view, h.all + HAND_SLOTS_AT, 1) < 0)
+		fail_msg("%s", pando_strerror_last());
 	hand_unmap(&h);
 	return 0;
 }
