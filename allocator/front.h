@@ -49,6 +49,7 @@ struct pando__magazines {
 	uint64_t serial;
 	struct pando__front *front; /* NULL: gone. Under the lock of thread.c */
 	struct pando__intent *intent; /* of this thread */
+	uint32_t cache; /* large.c: the thread's cache in jemalloc + 1; 0: none yet */
 	bool intent_shared; /* the last one: under front->intent_lock */
 	struct pando__magazines *next; /* of this thread */
 	struct pando__magazines *next_of_front, **at_front; /* under the lock of thread.c */
@@ -153,11 +154,19 @@ int64_t pando__span_adopt(struct pando__front *f, unsigned int class);
 int64_t pando__pages_alloc(struct pando__front *f, uint64_t length, uint64_t alignment,
 			   unsigned int class);
 /*
+ * The same with flags for the entries. *there: the memory is there already (else it may be): the
+ * caller has nothing to commit.
+ */
+int64_t pando__pages_take(struct pando__front *f, uint64_t length, uint64_t alignment,
+			  unsigned int class, unsigned int flags, bool *there);
+/*
  * The opposite, for any part of such a run, in spans of this client: the objects in it have been
  * freed. Clears the page table and the pages' bits; a span that has become empty goes back. Gives
  * memory back now or later.
  */
 void pando__pages_free(struct pando__front *f, uint64_t offset, uint64_t length);
+/* Gives the memory of all free pages in this client's spans, and of RESERVE spans, back. */
+void pando__pages_trim(struct pando__front *f);
 
 /* large.c: any thread. */
 int pando__large_init(struct pando__front *f);
@@ -168,7 +177,10 @@ void *pando__large_alloc(struct pando__front *f, size_t alignment, size_t size);
 void pando__large_free(struct pando__front *f, uint64_t offset, uint32_t page_entry);
 /* Its usable size from its length words; 0 if they make no sense. */
 uint64_t pando__large_size(const struct pando__view *v, uint64_t offset);
+/* Returns what jemalloc keeps for the calling thread. */
 void pando__large_trim(struct pando__front *f);
+/* The thread of m ends: what jemalloc keeps for it goes back. Under the lock of thread.c. */
+void pando__large_thread_end(struct pando__front *f, struct pando__magazines *m);
 
 /* slab.c: any thread. Magazines hold pointers to objects whose words are CACHED. */
 int pando__slabs_init(struct pando__front *f);

@@ -150,6 +150,8 @@ enum pando__span_state {
 #define PANDO__SPAN_WORD(owner, state, count)                                                      \
 	((uint64_t)(state) | (uint64_t)(owner) << 8 | (uint64_t)(count) << 24)
 
+#define PANDO__NODE_WHOLE 0x80000000u
+
 struct pando__span {
 	/*
 	 * Who owns it. Changed by CAS only: FREE or RESERVE to OWNED by who takes it, ORPHAN to
@@ -182,7 +184,8 @@ struct pando__span {
 	uint32_t held;
 	/* Hints, written by the owner: since when it is RESERVE (CLOCK_MONOTONIC, ms), */
 	uint32_t since;
-	uint32_t node; /* and NUMA node + 1 of who took it without memory; 0: not known */
+	/* NUMA node + 1 of who took it without memory, 0: not known; RESERVE: all has memory. */
+	uint32_t node;
 };
 
 #define PANDO__SPAN_REMOTE(offset) (1u << (offset) / PANDO__SLAB % PANDO__SPAN_SLABS)

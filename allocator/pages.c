@@ -181,6 +181,9 @@ static void add_span(struct pando__front *f, uint32_t index)
 
 	n->ours = true;
 	n->dirty = 0;
+	if (pando__load_relaxed(&f->view.spans[index].node) & PANDO__NODE_WHOLE)
+		n->dirty = gaps_of(f, index);
+	f->runs->dirty += ones(n->dirty);
 	n->place = f->own_count;
 	f->own[f->own_count++] = index;
 	enlist(f->runs, index, longest_of(gaps_of(f, index)));
@@ -234,15 +237,18 @@ void pando__pages_deinit(struct pando__front *f)
 
 /* ---- taking ----------------------------------------------------------------------------------- */
 
-static void use(struct pando__front *f, uint32_t index, uint64_t mask)
+/* Sets them in use; true if all of them have memory. */
+static bool use(struct pando__front *f, uint32_t index, uint64_t mask)
 {
 	struct node *n = &f->runs->nodes[index];
+	const bool there = (n->dirty & mask) == mask;
 
 	(void)pando__or_acq_rel(&f->view.spans[index].pages, mask);
 	f->runs->used += ones(mask);
 	f->runs->dirty -= ones(n->dirty & mask);
 	n->dirty &= ~mask;
 	relist(f, index);
+	return there;
 }
 
 /* n pages at a multiple of `step` in that span: the first page's number, or -1. */
@@ -283,7 +289,7 @@ static void look_again(struct pando__front *f)
 }
 
 /* n pages in one span, set in use. The first one's number, or a negative errno. */
-static int64_t alloc_within(struct pando__front *f, unsigned int n, unsigned int step)
+static int64_t alloc_within(struct pando__front *f, unsigned int n, unsigned int step, bool *there)
 {
 	int64_t at = fit_any(f, n, step);
 
@@ -301,13 +307,13 @@ static int64_t alloc_within(struct pando__front *f, unsigned int n, unsigned int
 		add_span(f, (uint32_t)index);
 		at = index * PANDO__SPAN_PAGES;
 	}
-	use(f, (uint32_t)(at / PANDO__SPAN_PAGES),
-	    mask_of((unsigned int)(at % PANDO__SPAN_PAGES), n));
+	*there = use(f, (uint32_t)(at / PANDO__SPAN_PAGES),
+		     mask_of((unsigned int)(at % PANDO__SPAN_PAGES), n));
 	return at;
 }
 
 /* The same in spans of their own. */
-static int64_t alloc_spans(struct pando__front *f, uint64_t n, uint64_t alignment)
+static int64_t alloc_spans(struct pando__front *f, uint64_t n, uint64_t alignment, bool *there)
 {
 	const uint32_t count = (uint32_t)((n + PANDO__SPAN_PAGES - 1) / PANDO__SPAN_PAGES);
 	int64_t index = own_room(f, count);
@@ -316,17 +322,19 @@ static int64_t alloc_spans(struct pando__front *f, uint64_t n, uint64_t alignmen
 		index = pando__span_take(f, count, alignment);
 	if (index < 0)
 		return index;
+	*there = true;
 	for (uint32_t i = 0; i < count; i++, n -= PANDO__SPAN_PAGES) {
 		add_span(f, (uint32_t)index + i);
-		use(f, (uint32_t)index + i,
-		    mask_of(0, n < PANDO__SPAN_PAGES ? (unsigned int)n : PANDO__SPAN_PAGES));
+		*there &= use(
+			f, (uint32_t)index + i,
+			mask_of(0, n < PANDO__SPAN_PAGES ? (unsigned int)n : PANDO__SPAN_PAGES));
 		PANDO_INJECT("heap.pages.span");
 	}
 	return index * PANDO__SPAN_PAGES;
 }
 
-int64_t pando__pages_alloc(struct pando__front *f, uint64_t length, uint64_t alignment,
-			   unsigned int class)
+int64_t pando__pages_take(struct pando__front *f, uint64_t length, uint64_t alignment,
+			  unsigned int class, unsigned int flags, bool *there)
 {
 	const uint64_t n = length / PANDO__PAGE;
 	int64_t at;
@@ -338,21 +346,40 @@ int64_t pando__pages_alloc(struct pando__front *f, uint64_t length, uint64_t ali
 	if (n <= PANDO__SPAN_PAGES && alignment <= PANDO__SPAN)
 		at = alloc_within(
 			f, (unsigned int)n,
-			alignment <= PANDO__PAGE ? 1u : (unsigned int)(alignment / PANDO__PAGE));
+			alignment <= PANDO__PAGE ? 1u : (unsigned int)(alignment / PANDO__PAGE),
+			there);
 	else
-		at = alloc_spans(f, n, alignment);
+		at = alloc_spans(f, n, alignment, there);
 	pthread_mutex_unlock(&f->pages_lock);
 	if (at < 0)
 		return at;
 	PANDO_INJECT("heap.pages.bits");
 	for (uint64_t i = 0; i < n; i++)
 		pando__store_release(&f->view.page_table[(uint64_t)at + i],
-				     PANDO__PAGE_ENTRY(f->me, class, 0));
+				     PANDO__PAGE_ENTRY(f->me, class, flags));
 	PANDO_INJECT("heap.pages.entries");
 	return at * PANDO__PAGE;
 }
 
+int64_t pando__pages_alloc(struct pando__front *f, uint64_t length, uint64_t alignment,
+			   unsigned int class)
+{
+	bool there;
+
+	return pando__pages_take(f, length, alignment, class, 0, &there);
+}
+
 /* ---- giving back ------------------------------------------------------------------------------ */
+
+/* Whoever takes the empty span next shall know whether all of it has memory. */
+static void note_whole(const struct pando__front *f, uint32_t index)
+{
+	struct pando__span *s = &f->view.spans[index];
+	const uint32_t node = pando__load_relaxed(&s->node) & ~PANDO__NODE_WHOLE;
+	const bool whole = f->runs->nodes[index].dirty == ~0ull;
+
+	pando__store_relaxed(&s->node, node | (whole ? PANDO__NODE_WHOLE : 0));
+}
 
 /* The bits are clear: the span goes back if it is empty. */
 static void settle(struct pando__front *f, uint32_t index, uint64_t pages)
@@ -362,13 +389,14 @@ static void settle(struct pando__front *f, uint32_t index, uint64_t pages)
 		return;
 	}
 	PANDO_INJECT("heap.pages.empty");
+	note_whole(f, index);
 	drop_span(f, index);
 	pando__span_give(f, index);
 }
 
-static bool too_much(const struct pando__runs *r)
+static bool too_much(const struct pando__runs *r, bool all)
 {
-	return r->dirty > DIRTY_LEAST && r->dirty > r->used / 8;
+	return all ? r->dirty > 0 : r->dirty > DIRTY_LEAST && r->dirty > r->used / 8;
 }
 
 /* Gives the memory of `mask` in that span back. Its bits are set. */
@@ -386,14 +414,14 @@ static void punch(const struct pando__front *f, uint32_t index, uint64_t mask)
 }
 
 /*
- * Gives memory of free pages back until what is left is within the bound, the spans taking turns.
- * Under pages_lock, which is open during the system calls: meanwhile the pages count as used.
+ * Gives memory of free pages back, all of it or until what is left is within the bound, the spans
+ * taking turns. Under pages_lock, which is open during the system calls: meanwhile the pages count as used.
  */
-static void shed(struct pando__front *f)
+static void shed(struct pando__front *f, bool all)
 {
 	struct pando__runs *r = f->runs;
 
-	while (too_much(r) && f->own_count) {
+	while (too_much(r, all) && f->own_count) {
 		uint32_t index;
 		uint64_t mask;
 
@@ -441,8 +469,18 @@ void pando__pages_free(struct pando__front *f, uint64_t offset, uint64_t length)
 		page += n;
 	}
 	if (f->view.lazy)
-		shed(f);
+		shed(f, false);
 	pthread_mutex_unlock(&f->pages_lock);
+}
+
+void pando__pages_trim(struct pando__front *f)
+{
+	if (!f->view.lazy)
+		return;
+	pthread_mutex_lock(&f->pages_lock);
+	shed(f, true);
+	pthread_mutex_unlock(&f->pages_lock);
+	(void)pando__spans_purge(&f->view, f->me, 0, UINT32_MAX);
 }
 
 /* ---- adopting --------------------------------------------------------------------------------- */

@@ -376,7 +376,7 @@ static int take_run(struct pando__front *f, uint32_t index, uint32_t count, uint
 /* True if a thread of that node should take the span before others. */
 static bool near(const struct pando__span *s, uint64_t word, uint32_t node)
 {
-	uint32_t there = pando__load_relaxed(&s->node);
+	uint32_t there = pando__load_relaxed(&s->node) & ~PANDO__NODE_WHOLE;
 
 	return PANDO__SPAN_STATE(word) == PANDO__SPAN_FREE || there == 0 || there == node;
 }

@@ -116,8 +116,10 @@ static void thread_ends(void *unused)
 	pthread_mutex_lock(&lock);
 	for (; m; m = next) {
 		next = m->next;
-		if (m->front)
+		if (m->front) {
 			flush(m, m->front);
+			pando__large_thread_end(m->front, m);
+		}
 		PANDO_INJECT("heap.thread.flushed");
 		unlink_of_front(m);
 		drop(m);
