@@ -104,12 +104,29 @@ static SLOW void *alloc_slow(struct pando_region *r, size_t size)
 			   pando__class_of_granules[(size + PANDO__GRANULE - 1) / PANDO__GRANULE]);
 }
 
+static inline uint64_t rotate64(uint64_t x, unsigned int by)
+{
+	return x >> by | x << (64 - by);
+}
+
+static inline uint32_t rotate32(uint32_t x, unsigned int by)
+{
+	return x >> by | x << (32 - by);
+}
+
+/* The word of an object, whose address is a multiple of 32: two bytes for each. */
+static inline uint16_t *word_at(const struct pando__magazines *m, const void *p)
+{
+	return (uint16_t *)(m->words + ((uintptr_t)p >> 4));
+}
+
 void *pando_alloc(struct pando_region *r, size_t size)
 {
 	const struct pando__gate *gate = (const struct pando__gate *)(const void *)r;
 	struct pando__magazines *m = pando__thread.current;
 
-	if (LIKELY(size <= PANDO__SMALL_MAX && pando__thread.serial == gate->serial)) {
+	if (LIKELY(size <= PANDO__SMALL_MAX &&
+		   pando__thread.serial == pando__load_relaxed(&gate->serial))) {
 		unsigned int class =
 			pando__class_of_granules[(size + PANDO__GRANULE - 1) / PANDO__GRANULE];
 		struct pando__magazine *mag = &m->of[class];
@@ -117,8 +134,7 @@ void *pando_alloc(struct pando_region *r, size_t size)
 
 		if (LIKELY(top != mag->bottom)) {
 			void *p = top[-1];
-			uint16_t *word =
-				&m->objects[(uint64_t)((char *)p - m->base) / PANDO__GRANULE];
+			uint16_t *word = word_at(m, p);
 
 			if (LIKELY(pando__load_relaxed(word) == PANDO__OBJECT_CACHED)) {
 				mag->top = top - 1;
@@ -167,24 +183,28 @@ void pando_free(struct pando_region *r, void *p)
 {
 	const struct pando__gate *gate = (const struct pando__gate *)(const void *)r;
 	struct pando__magazines *m = pando__thread.current;
-	uint64_t offset = (uint64_t)((char *)p - m->base);
 	/* The five low bits, which are 0 in an object's address, become the highest ones. */
-	uint64_t granule = offset / PANDO__GRANULE | offset << 59;
+	uint64_t granule = rotate64((uint64_t)(uintptr_t)p - m->base, 5);
 
-	if (LIKELY(pando__thread.serial == gate->serial && granule < m->granules)) {
+	if (LIKELY(pando__thread.serial == pando__load_relaxed(&gate->serial) &&
+		   granule < m->granules)) {
 		uint32_t entry = pando__load_relaxed(
 			&m->page_table[granule / (PANDO__PAGE / PANDO__GRANULE)]);
-		struct pando__magazine *mag = &m->of[entry >> 16 & 31];
+		/* A page of a slab of this client, without flags, leaves the number of its class. */
+		uint32_t class = rotate32(entry, 16) - m->me_above;
 		uint16_t *word = &m->objects[granule];
-		void **top = mag->top;
 
-		/* LARGE and NONE have a magazine that is always full. */
-		if (LIKELY(PANDO__PAGE_OWNER(entry) == m->me && top != mag->limit &&
-			   pando__load_relaxed(word) == PANDO__OBJECT_LIVE)) {
-			pando__store_relaxed(word, PANDO__OBJECT_CACHED);
-			*top = p;
-			mag->top = top + 1;
-			return;
+		if (LIKELY(class < PANDO__CLASSES)) {
+			struct pando__magazine *mag = &m->of[class];
+			void **top = mag->top;
+
+			if (LIKELY(top != mag->limit &&
+				   pando__load_relaxed(word) == PANDO__OBJECT_LIVE)) {
+				pando__store_relaxed(word, PANDO__OBJECT_CACHED);
+				*top = p;
+				mag->top = top + 1;
+				return;
+			}
 		}
 	}
 	free_slow(r, p);
@@ -234,4 +254,18 @@ void *pando_calloc(struct pando_region *r, size_t n, size_t size)
 	if (p)
 		memset(p, 0, bytes);
 	return p;
+}
+
+int pando_heap_trim(struct pando_region *r)
+{
+	struct pando__front *f = pando__region_front(r);
+
+	if (!f)
+		return -errno;
+	pando__magazines_flush(f);
+	pando__collect(f);
+	pando__large_trim(f);
+	pando__slabs_trim(f);
+	(void)pando__spans_purge(&f->view, f->me, 0, UINT32_MAX);
+	return 0;
 }

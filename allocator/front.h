@@ -37,14 +37,15 @@ struct pando__magazine {
  * `front` (see thread.c).
  */
 struct pando__magazines {
-	/* Copies of constants, for the fast paths. */
-	char *base;
+	/* Constants, for the fast paths. */
+	uint64_t base;
 	uint64_t granules; /* in max_size */
 	const uint32_t *page_table;
 	uint16_t *objects;
-	uint32_t me;
+	uintptr_t words; /* &objects[0] - base / 16: where the words of address 0 would be */
+	uint32_t me_above; /* this client << 16 */
 	uint32_t intent_number;
-	struct pando__magazine of[32]; /* any five bits of a page entry index it; 1..16 are used */
+	struct pando__magazine of[PANDO__CLASSES];
 
 	uint64_t serial;
 	struct pando__front *front; /* NULL: gone. Under the lock of thread.c */

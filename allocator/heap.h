@@ -63,15 +63,17 @@ int pando__view_init(struct pando__view *v, char *base, const struct pando__ledg
  */
 int pando__heap_format(struct pando__view *v);
 
+/* Found without a detour by the fast paths. */
+#define PANDO__HIDDEN __attribute__((visibility("hidden")))
 #define PANDO__CLASSES 17u /* class 0 is none; 1..16 are 32 bytes to 1 KiB */
 struct pando__class {
 	uint32_t size; /* bytes, a multiple of the granule */
 	uint32_t count; /* objects in a slab */
 	uint32_t inverse; /* granule index / (size / granule) == (index * inverse) >> 16 */
 };
-extern const struct pando__class pando__classes[PANDO__CLASSES];
+extern const struct pando__class pando__classes[PANDO__CLASSES] PANDO__HIDDEN;
 /* The class for 1..PANDO__SMALL_MAX bytes. */
-extern const uint8_t pando__class_of_granules[PANDO__SMALL_MAX / PANDO__GRANULE + 1];
+extern const uint8_t pando__class_of_granules[PANDO__SMALL_MAX / PANDO__GRANULE + 1] PANDO__HIDDEN;
 
 static inline uint64_t pando__offset(const struct pando__view *v, const void *p)
 {

@@ -228,19 +228,22 @@ static unsigned int take(struct pando__front *f, unsigned int class, uint32_t nu
 	struct slab *s = record(f, number);
 	char *objects = f->view.base + (uint64_t)number * PANDO__SLAB;
 	uint16_t *words = words_of(f, number);
-	unsigned int got = 0, i = s->at;
+	unsigned int got = 0, i = s->at, committed = s->committed;
 
-	for (unsigned int n = 0; n < k->count && got < want && got < s->free; n++, i++) {
+	if (want > s->free)
+		want = s->free;
+	for (unsigned int n = 0; n < k->count && got < want; n++, i++) {
 		if (i >= k->count)
 			i = 0;
 		if (pando__load_acquire(&words[i * step]) != PANDO__OBJECT_FREE)
 			continue;
-		if (s->committed != ALL_PAGES && pages_of(class, i) & ~s->committed) {
+		if (committed != ALL_PAGES && pages_of(class, i) & ~committed) {
 			if (only)
 				continue;
 			*rc = commit(f, class, number, i, want - got);
 			if (*rc < 0)
 				break;
+			committed = s->committed;
 		}
 		pando__store_relaxed(&words[i * step], PANDO__OBJECT_CACHED);
 		out[got++] = objects + (size_t)i * k->size;
@@ -299,18 +302,19 @@ static unsigned int count(struct pando__front *f, unsigned int class, uint32_t n
 	return free;
 }
 
-/* Makes a record for a slab that has just become this client's. Class lock held. */
+/*
+ * Takes note of a slab that has just become this client's. Class lock held. Its record is that of a
+ * slab that was given back (nothing free, no memory, in no list), unless a thread has freed an object
+ * in it already.
+ */
 static int enter(struct pando__front *f, unsigned int class, uint32_t number)
 {
 	unsigned int committed, free = count(f, class, number, &committed);
-	struct slab *s;
 	int rc = need_record(f, number);
 
 	if (rc < 0)
 		return rc;
-	s = record(f, number);
-	memset(s, 0, sizeof(*s));
-	s->committed = (uint8_t)(f->view.lazy ? committed : ALL_PAGES);
+	record(f, number)->committed = (uint8_t)(f->view.lazy ? committed : ALL_PAGES);
 	set_free(f, class, number, free);
 	return 0;
 }
@@ -349,7 +353,9 @@ static void collect_slab(struct pando__front *f, unsigned int class, uint32_t nu
 		}
 		free += word == PANDO__OBJECT_FREE;
 	}
-	set_free(f, class, number, free);
+	/* Without memory for a record they are free all the same, only not used. */
+	if (need_record(f, number) == 0)
+		set_free(f, class, number, free);
 }
 
 /* The same for large objects that begin in one eighth of a span. No lock held. */
@@ -392,8 +398,7 @@ static void collect_eighth(struct pando__front *f, uint32_t number)
 	pthread_mutex_lock(&c->lock);
 	entry = pando__load_acquire(entry_of(f, number));
 	/* It may have gone back, and even come again, while no lock was held. */
-	if (PANDO__PAGE_OWNER(entry) == f->me && PANDO__PAGE_CLASS(entry) == class &&
-	    pando__load_acquire(&f->slabs->chunk[number / CHUNK]))
+	if (PANDO__PAGE_OWNER(entry) == f->me && PANDO__PAGE_CLASS(entry) == class)
 		collect_slab(f, class, number);
 	pthread_mutex_unlock(&c->lock);
 }
@@ -543,16 +548,13 @@ int pando__slab_refill(struct pando__front *f, unsigned int class, void **out, u
 /* Gives a slab back whose words are all FREE. Class lock held. False: the broker is at it. */
 static bool give_back(struct pando__front *f, unsigned int class, uint32_t number)
 {
-	struct class_slabs *c = &f->slabs->of[class];
 	struct slab *s = record(f, number);
 
 	if (!claim(f, number))
 		return false;
-	unlist(f, c, s);
-	c->empty--;
-	if (c->empty < c->empty_low)
-		c->empty_low = c->empty;
-	s->free = 0;
+	set_free(f, class, number, 0);
+	s->committed = 0;
+	s->at = 0;
 	PANDO_INJECT("heap.slab.empty");
 	pando__pages_free(f, (uint64_t)number * PANDO__SLAB, PANDO__SLAB);
 	return true;
@@ -573,24 +575,40 @@ static void give_back_some(struct pando__front *f, unsigned int class, uint32_t 
 	}
 }
 
+/* Flushes the first object and those after it that lie in the same slab. Returns how many. */
+static unsigned int flush_run(struct pando__front *f, unsigned int class, void *const *objects,
+			      unsigned int n)
+{
+	const uint64_t begin = pando__offset(&f->view, objects[0]) & ~(uint64_t)(PANDO__SLAB - 1);
+	uint16_t *words = f->view.objects + begin / PANDO__GRANULE;
+	unsigned int i, freed = 0;
+
+	for (i = 0; i < n; i++) {
+		uint64_t in_slab = pando__offset(&f->view, objects[i]) - begin;
+		uint16_t *word = words + in_slab / PANDO__GRANULE;
+
+		if (in_slab >= PANDO__SLAB)
+			break;
+		/* Else it was freed twice at one instant, and is somebody's already. */
+		if (pando__load_relaxed(word) == PANDO__OBJECT_CACHED) {
+			pando__store_release(word, PANDO__OBJECT_FREE);
+			freed++;
+		}
+		PANDO_INJECT("heap.flush.freed");
+	}
+	if (need_record(f, number_of(begin)) == 0)
+		set_free(f, class, number_of(begin), record(f, number_of(begin))->free + freed);
+	return i;
+}
+
 void pando__slab_flush(struct pando__front *f, unsigned int class, void *const *objects,
 		       unsigned int n)
 {
 	struct class_slabs *c = &f->slabs->of[class];
 
 	pthread_mutex_lock(&c->lock);
-	for (unsigned int i = 0; i < n; i++) {
-		uint64_t offset = pando__offset(&f->view, objects[i]);
-		uint16_t *word = pando__word(&f->view, offset);
-		uint32_t number = number_of(offset);
-
-		/* Else it was freed twice at one instant, and is somebody's already. */
-		if (pando__load_relaxed(word) != PANDO__OBJECT_CACHED)
-			continue;
-		pando__store_release(word, PANDO__OBJECT_FREE);
-		PANDO_INJECT("heap.flush.freed");
-		set_free(f, class, number, record(f, number)->free + 1u);
-	}
+	for (unsigned int i = 0; i < n;)
+		i += flush_run(f, class, objects + i, n - i);
 	if (++c->flushes >= WINDOW || c->empty > EMPTY_MAX) {
 		give_back_some(f, class,
 			       c->empty > EMPTY_MAX && c->empty_low < c->empty / 2 ? c->empty / 2

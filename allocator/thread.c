@@ -175,11 +175,12 @@ static struct pando__magazines *magazines_new(struct pando__front *f)
 
 	if (!m)
 		return NULL;
-	m->base = f->view.base;
+	m->base = (uint64_t)(uintptr_t)f->view.base;
 	m->granules = f->view.max_size / PANDO__GRANULE;
 	m->page_table = f->view.page_table;
 	m->objects = f->view.objects;
-	m->me = f->me;
+	m->words = (uintptr_t)f->view.objects - (uintptr_t)f->view.base / 16;
+	m->me_above = f->me << 16;
 	for (unsigned int class = 1; class < PANDO__CLASSES; class ++) {
 		unsigned int page = PANDO__PAGE / pando__classes[class].size;
 
