@@ -340,6 +340,8 @@ int region_make_files(struct region *r);
  */
 int region_open_files(struct region *r);
 void region_put(struct region *r, bool with_files);
+/* True if its memory comes with use, and the broker commits none. */
+bool region_lazy(const struct region *r);
 /* Marks it destroyed: no name any more. by: whose request it is, or NULL. */
 void region_destroy(struct region *r, const struct client *by);
 /* Frees it if nothing needs it any more. */

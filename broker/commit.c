@@ -49,6 +49,9 @@ void job_start(struct region *r, enum job_kind kind, struct client *c, uint64_t 
 	job->at = from;
 	job->end = to;
 	job->giving = kind != JOB_CREATE && kind != JOB_GROW;
+	/* The heap's clients take memory themselves, where they need it. */
+	if (!job->giving && region_lazy(r))
+		job->at = to;
 	job->begun = false;
 	job->cancelled = 0;
 	job->result = 0;
@@ -67,7 +70,7 @@ static int enough_memory(const struct job *job)
 {
 	char need[PANDO__SIZE_TEXT], have[PANDO__SIZE_TEXT];
 	struct pando__backend_probe probe;
-	uint64_t length = job->to - job->from;
+	uint64_t length = job->to - job->at;
 
 	if (length <= BROKER_PIECE) /* commit asks by itself */
 		return 0;
@@ -133,7 +136,7 @@ static void take(struct job *job)
 
 	if (rc == 0 && pando__load_relaxed(&job->cancelled))
 		rc = pando__fail(ECANCELED, "the client is gone");
-	if (rc == 0) {
+	if (rc == 0 && n > 0) {
 		rc = patiently(job, take_piece);
 		job->at += n; /* a piece that failed may be there in part */
 		PANDO_INJECT("broker.commit.piece");

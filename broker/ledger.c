@@ -45,6 +45,7 @@ void ledger_format(struct region *r)
 	l->slot_size = PANDO__SLOT_SIZE;
 	memcpy(l->name, r->record.name, sizeof(l->name));
 	l->committed = r->record.committed;
+	l->flags = r->record.flags & PANDO_HEAP;
 	/* Killed before this: nobody has seen the file, and it goes with the broker. */
 	pando__store_release(&l->magic, PANDO__LEDGER_MAGIC);
 }
@@ -59,7 +60,8 @@ int ledger_validate(const struct region *r)
 	if (l->region_id != r->record.id || l->base != r->record.base ||
 	    l->max_size != r->record.max_size || l->backend != r->record.backend ||
 	    l->max_clients != PANDO__MAX_CLIENTS || l->slot_size != PANDO__SLOT_SIZE ||
-	    l->header_size != PANDO__LEDGER_HEADER || l->clients_high > PANDO__MAX_CLIENTS ||
+	    l->flags != (r->record.flags & PANDO_HEAP) || l->header_size != PANDO__LEDGER_HEADER ||
+	    l->clients_high > PANDO__MAX_CLIENTS ||
 	    memcmp(l->name, r->record.name, sizeof(l->name)) != 0)
 		return pando__fail(EINVAL, "the ledger and the record do not describe one region");
 	return 0;
@@ -116,6 +118,7 @@ static int extend(struct region *r, uint32_t slot)
 int ledger_take(struct region *r, const struct client *c, bool readonly, uint32_t *slot,
 		uint64_t *generation)
 {
+	const struct config_quota quota = config_quota_for(r->broker->config, c->who.uid);
 	uint32_t i = lowest_free(r);
 	struct pando__ledger_client *e;
 	int rc;
@@ -137,6 +140,8 @@ int ledger_take(struct region *r, const struct client *c, bool readonly, uint32_
 	e->uid = c->who.uid;
 	e->gid = c->who.gid;
 	e->readonly = readonly;
+	e->heap_quota = quota.heap_client;
+	e->heap_quota_user = quota.heap;
 	PANDO_INJECT("broker.attach.fields");
 	/*
 	 * Killed before this: the entry is FREE, its fields mean nothing. After: the successor

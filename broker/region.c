@@ -132,6 +132,11 @@ int region_open_files(struct region *r)
 	return 0;
 }
 
+bool region_lazy(const struct region *r)
+{
+	return (r->record.flags & PANDO_HEAP) && r->backend->page_size == PANDO__PAGE;
+}
+
 void region_put(struct region *r, bool with_files)
 {
 	const int fds[STORE_MAX_FDS] = {r->ledger_fd, r->slots_fd, r->heap_fd, r->heap_ro};

@@ -40,7 +40,7 @@ _pando() {
 	esac
 	if [[ $cur == -* ]]; then
 		options='--broker --json --bytes --no-headings --quiet --help'
-		[[ $verb == create ]] && options+=' --size --max-size --address --backend --mode --group'
+		[[ $verb == create ]] && options+=' --size --max-size --address --backend --mode --group --heap'
 		[[ $verb == run ]] && options=$("${COMP_WORDS[0]}" run --help 2>/dev/null |
 			grep -oE '(^|[ ,])--[a-z][a-z-]+' | tr -d ' ,' | sort -u)
 		mapfile -t COMPREPLY < <(compgen -W "$options" -- "$cur")

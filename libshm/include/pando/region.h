@@ -158,7 +158,7 @@ struct pando_region_info {
 	uint32_t page_size; /* bytes */
 	uint32_t uid, gid, mode;
 	uint32_t clients; /* attached processes */
-	uint32_t flags; /* PANDO_TRANSIENT; PANDO_REGION_DESTROYED */
+	uint32_t flags; /* PANDO_TRANSIENT, PANDO_HEAP; PANDO_REGION_DESTROYED */
 	uint32_t grants; /* entries in the access list */
 	char name[PANDO_REGION_NAME_MAX + 1];
 };
