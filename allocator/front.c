@@ -266,6 +266,6 @@ int pando_heap_trim(struct pando_region *r)
 	pando__collect(f);
 	pando__large_trim(f);
 	pando__slabs_trim(f);
-	(void)pando__spans_purge(&f->view, f->me, 0, UINT32_MAX);
+	pando__pages_trim(f);
 	return 0;
 }

@@ -22,7 +22,7 @@
  * share (`under_way`: plus one before fork(), minus one by the child), and the last close of a
  * region waits for them, a moment at most: a child may have been killed.
  *
- * The parent's slot page is made read-only in the child. Descriptors that another thread of the
+ * The parent's slot page is made read-only in the child, its heap fronts are forgotten. Descriptors that another thread of the
  * parent had just received, and the list of mappings, are in order because they change under
  * `lock`. What such a thread had on its stack is lost, as after any fork().
  *
@@ -86,8 +86,10 @@ static void forked(struct pando *p)
 		p->socket = -1;
 	}
 	pando__hang_up(p);
-	for (struct pando_region *r = p->regions; r; r = r->next)
+	for (struct pando_region *r = p->regions; r; r = r->next) {
 		disown_slot(r);
+		pando__region_heap_forked(r);
+	}
 	if (!p->live) /* a thread was about to get it, or be rid of it: it is nobody's here */
 		p->standing = PANDO__GONE;
 	else if (p->standing == PANDO__TALKING)

@@ -438,6 +438,7 @@ static int close_last(struct pando *p, struct pando_region *r, int connected)
 		at = &(*at)->next;
 	*at = r->next;
 	known = r->membership == PANDO__ATTACHED || r->membership == PANDO__ASKED;
+	pando__region_heap_close(r);
 	unmap(r);
 	pthread_mutex_unlock(&p->lock);
 	PANDO_INJECT("client.close.unmapped");
