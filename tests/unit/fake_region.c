@@ -14,13 +14,14 @@ void fake_region_init(struct pando_region *r, struct fake_heap *heap, uint32_t s
 	pthread_mutex_init(&r->making, NULL);
 	r->heap = heap;
 	r->slot = slot;
+	r->generation = 1;
 	e->pid = getpid();
 	pando__store_release(&e->word, PANDO__CLIENT_WORD(1, PANDO__CLIENT_LIVE));
 	if (heap->ledger->clients_high <= slot)
 		pando__store_release(&heap->ledger->clients_high, slot + 1);
 }
 
-void fake_region_deinit(struct pando_region *r)
+static void forget(struct pando_region *r)
 {
 	struct pando__front *f = r->gate.front;
 
@@ -28,6 +29,24 @@ void fake_region_deinit(struct pando_region *r)
 	pando__store_release(&r->gate.front, NULL);
 	if (f)
 		pando__front_free(f);
+}
+
+void fake_region_kill(struct pando_region *r, struct pando__reclaimed *out)
+{
+	struct pando__ledger_client *e = pando__ledger_client(r->heap->ledger, r->slot);
+	char *page = r->heap->slots + (size_t)r->slot * PANDO__SLOT_SIZE;
+
+	forget(r);
+	pando__store_release(&e->word, PANDO__CLIENT_WORD(r->generation, PANDO__CLIENT_REAPING));
+	(void)pando__heap_reap(&r->heap->view, r->slot, (struct pando__slot *)(void *)page, out);
+	memset(page, 0, PANDO__SLOT_SIZE);
+	r->generation++;
+	pando__store_release(&e->word, PANDO__CLIENT_WORD(r->generation, PANDO__CLIENT_LIVE));
+}
+
+void fake_region_deinit(struct pando_region *r)
+{
+	forget(r);
 	pthread_mutex_destroy(&r->making);
 }
 
@@ -39,7 +58,7 @@ struct pando__front *pando__region_front(struct pando_region *r)
 		.ledger = r->heap->ledger,
 		.slots = r->heap->slots,
 		.slot = r->slot,
-		.generation = 1,
+		.generation = r->generation,
 	};
 	struct pando__front *f = pando__load_acquire(&r->gate.front);
 

@@ -13,11 +13,17 @@ struct pando_region {
 	struct pando__gate gate; /* first, as in libshm */
 	struct fake_heap *heap;
 	uint32_t slot;
+	uint64_t generation;
 	pthread_mutex_t making;
 };
 
 /* Attaches client `slot`; its front is made on first use. */
 void fake_region_init(struct pando_region *r, struct fake_heap *heap, uint32_t slot);
+/*
+ * Its process is killed, reaped, and another one gets the slot. What was its alone in the heap is
+ * freed. Names of it (pando_self()) mean nobody from now on.
+ */
+void fake_region_kill(struct pando_region *r, struct pando__reclaimed *out);
 /* Forgets its front: what it had in the heap stays, as after a death. */
 void fake_region_deinit(struct pando_region *r);
 
