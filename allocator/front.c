@@ -7,7 +7,7 @@
  * pointer on top. No call, no lock, no locked instruction. Everything else is out of line:
  *
  *	magazine empty		refill from the slabs (slab.c)
- *	magazine full		the older half goes back to the slabs
+ *	magazine full		it grows, or the older half goes back to the slabs
  *	over 1 KiB		jemalloc (large.c)
  *	somebody else's object,	object.c
  *	or any doubt
@@ -39,7 +39,6 @@
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #define SLOW __attribute__((noinline, cold))
 
-#define FILL_MAX (PANDO__MAGAZINE / 2)
 /* So many large allocations pass between two looks at whether others have freed something. */
 #define LARGE_COLLECT 16u
 
@@ -56,7 +55,8 @@ static void *refill(struct pando__front *f, struct pando__magazines *m, unsigned
 	}
 	PANDO_INJECT("heap.refill.taken");
 	/* The first ones come from one page; who goes on allocating gets more at a time. */
-	mag->fill = mag->fill * 2 < FILL_MAX ? mag->fill * 2 : FILL_MAX;
+	if (mag->fill < (mag->limit - mag->bottom) / 2)
+		mag->fill = (uint16_t)(mag->fill * 2);
 	mag->top = mag->bottom + n - 1;
 	p = *mag->top;
 	pando__store_relaxed(pando__word(&f->view, pando__offset(&f->view, p)), PANDO__OBJECT_LIVE);
@@ -146,6 +146,23 @@ void *pando_alloc(struct pando_region *r, size_t size)
 	return alloc_slow(r, size);
 }
 
+/*
+ * A full magazine becomes larger, or gives its older half back: the objects that come back first are
+ * the ones that the caches still have.
+ */
+static void make_room(struct pando__front *f, struct pando__magazine *mag, unsigned int class)
+{
+	unsigned int half = (unsigned int)(mag->limit - mag->bottom) / 2;
+
+	if (half * 4 <= mag->room) {
+		mag->limit = mag->bottom + half * 4;
+		return;
+	}
+	pando__slab_flush(f, class, mag->bottom, half);
+	mag->top -= half;
+	memmove(mag->bottom, mag->bottom + half, half * sizeof(*mag->bottom));
+}
+
 void pando__magazine_push(struct pando__front *f, unsigned int class, void *p)
 {
 	struct pando__magazines *m = pando__magazines(f);
@@ -156,12 +173,8 @@ void pando__magazine_push(struct pando__front *f, unsigned int class, void *p)
 		return;
 	}
 	mag = &m->of[class];
-	if (mag->top == mag->limit) {
-		pando__slab_flush(f, class, mag->bottom, PANDO__MAGAZINE / 2);
-		mag->top -= PANDO__MAGAZINE / 2;
-		memmove(mag->bottom, mag->bottom + PANDO__MAGAZINE / 2,
-			PANDO__MAGAZINE / 2 * sizeof(*mag->bottom));
-	}
+	if (mag->top == mag->limit)
+		make_room(f, mag, class);
 	*mag->top++ = p;
 }
 

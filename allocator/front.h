@@ -22,12 +22,19 @@ struct pando__gate {
 	struct pando__front *front;
 };
 
-#define PANDO__MAGAZINE 64u /* objects, per thread and size class */
+/*
+ * Objects in a magazine, per thread and size class: the first to begin with; small ones of up to
+ * 32 KiB together, where a thread has needed them.
+ */
+#define PANDO__MAGAZINE 64u
+#define PANDO__MAGAZINE_MAX 128u
+#define PANDO__MAGAZINE_BYTES (32u << 10)
 
 /* Pointers to CACHED objects of one class: bottom[0] up to top[-1]. All NULL: not in use. */
 struct pando__magazine {
 	void **top, **bottom, **limit;
-	uint32_t fill; /* how many the next refill asks for */
+	uint16_t fill; /* how many the next refill asks for */
+	uint16_t room; /* objects that `limit` can be raised to */
 	uint32_t reserved;
 };
 
@@ -54,7 +61,7 @@ struct pando__magazines {
 	bool intent_shared; /* the last one: under front->intent_lock */
 	struct pando__magazines *next; /* of this thread */
 	struct pando__magazines *next_of_front, **at_front; /* under the lock of thread.c */
-	void *store[PANDO__CLASSES - 1][PANDO__MAGAZINE];
+	void *store[PANDO__CLASSES / 2 * (PANDO__MAGAZINE_MAX + PANDO__MAGAZINE)];
 };
 
 /* A few bytes of the static TLS block: the library must be loadable by dlopen(). */

@@ -23,6 +23,7 @@
  */
 #include "front.h"
 
+#include <assert.h>
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
@@ -169,9 +170,24 @@ static int take_intent(struct pando__front *f)
 	return PANDO__INTENTS - 1;
 }
 
+/* Returns how many entries of the store the magazine takes. */
+static unsigned int magazine_init(struct pando__magazine *mag, void **store, unsigned int size)
+{
+	unsigned int page = PANDO__PAGE / size, room = PANDO__MAGAZINE;
+
+	while (room * 2 <= PANDO__MAGAZINE_MAX && room * 2 * size <= PANDO__MAGAZINE_BYTES)
+		room *= 2;
+	mag->top = mag->bottom = store;
+	mag->limit = store + PANDO__MAGAZINE;
+	mag->room = (uint16_t)room;
+	mag->fill = (uint16_t)(page < PANDO__MAGAZINE / 4 ? page : PANDO__MAGAZINE / 4);
+	return room;
+}
+
 static struct pando__magazines *magazines_new(struct pando__front *f)
 {
 	struct pando__magazines *m = wiped_new(sizeof(*m));
+	unsigned int room = 0;
 
 	if (!m)
 		return NULL;
@@ -181,13 +197,9 @@ static struct pando__magazines *magazines_new(struct pando__front *f)
 	m->objects = f->view.objects;
 	m->words = (uintptr_t)f->view.objects - (uintptr_t)f->view.base / 16;
 	m->me_above = f->me << 16;
-	for (unsigned int class = 1; class < PANDO__CLASSES; class ++) {
-		unsigned int page = PANDO__PAGE / pando__classes[class].size;
-
-		m->of[class].bottom = m->of[class].top = m->store[class - 1];
-		m->of[class].limit = m->of[class].bottom + PANDO__MAGAZINE;
-		m->of[class].fill = page < PANDO__MAGAZINE / 4 ? page : PANDO__MAGAZINE / 4;
-	}
+	for (unsigned int class = 1; class < PANDO__CLASSES; class ++)
+		room += magazine_init(&m->of[class], m->store + room, pando__classes[class].size);
+	assert(room <= sizeof(m->store) / sizeof(m->store[0]));
 	m->serial = f->serial;
 	pthread_mutex_lock(&lock);
 	m->intent_number = (uint32_t)take_intent(f);

@@ -34,6 +34,12 @@
 
 static struct pando_region *region;
 
+/* Made before: what a random number costs is not the question. */
+static struct step {
+	uint32_t index, bytes;
+} steps[MISS_TABLE];
+#define RANDOM_STEPS 16384u
+
 /* The same loops, compiled twice. */
 #define WORKLOADS(prefix, ALLOC, FREE)                                                             \
 	static void prefix##_tight(void)                                                           \
@@ -58,21 +64,17 @@ static struct pando_region *region;
 				FREE(p[k]);                                                        \
 		}                                                                                  \
 	}                                                                                          \
-	static void prefix##_table(void **table, unsigned int size, unsigned int pairs, int touch) \
+	static void prefix##_table(void **table, unsigned int size, unsigned int steps_mask,       \
+				   int touch)                                                      \
 	{                                                                                          \
-		uint64_t x = 88172645463325252ull;                                                 \
+		for (unsigned int i = 0; i < PAIRS; i++) {                                         \
+			const struct step *s = &steps[i & steps_mask];                             \
+			unsigned int k = s->index & (size - 1);                                    \
                                                                                                    \
-		for (unsigned int i = 0; i < pairs; i++) {                                         \
-			unsigned int k;                                                            \
-			size_t bytes;                                                              \
-                                                                                                   \
-			x ^= x << 13, x ^= x >> 7, x ^= x << 17;                                   \
-			k = (unsigned int)((x >> 32) * size >> 32);                                \
-			bytes = 16 + ((x & 0xffff) * 1009 >> 16);                                  \
 			FREE(table[k]);                                                            \
-			table[k] = ALLOC(bytes);                                                   \
+			table[k] = ALLOC(s->bytes);                                                \
 			if (touch)                                                                 \
-				memset(table[k], 1, bytes);                                        \
+				memset(table[k], 1, s->bytes);                                     \
 			else                                                                       \
 				*(volatile char *)table[k] = 1;                                    \
 		}                                                                                  \
@@ -95,27 +97,32 @@ static void *tables[2][MISS_TABLE];
 
 static void pando_random(void)
 {
-	pando_table(tables[0], TABLE, PAIRS, 0);
+	pando_table(tables[0], TABLE, RANDOM_STEPS - 1, 0);
 }
 static void jemalloc_random(void)
 {
-	jemalloc_table(tables[1], TABLE, PAIRS, 0);
+	jemalloc_table(tables[1], TABLE, RANDOM_STEPS - 1, 0);
 }
 static void pando_miss(void)
 {
-	pando_table(tables[0], MISS_TABLE, PAIRS, 1);
+	pando_table(tables[0], MISS_TABLE, MISS_TABLE - 1, 1);
 }
 static void jemalloc_miss(void)
 {
-	jemalloc_table(tables[1], MISS_TABLE, PAIRS, 1);
+	jemalloc_table(tables[1], MISS_TABLE, MISS_TABLE - 1, 1);
 }
 
-/* With sizes like those that the loops choose. */
+/* And the steps of the loops that use them. */
 static void fill_tables(void)
 {
+	uint64_t x = 88172645463325252ull;
+
 	for (unsigned int i = 0; i < MISS_TABLE; i++) {
-		tables[0][i] = pando_alloc_one(16 + i * 7919u % 1009);
-		tables[1][i] = jemalloc_alloc_one(16 + i * 7919u % 1009);
+		x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+		steps[i].index = (uint32_t)(x >> 40) % MISS_TABLE;
+		steps[i].bytes = 16 + (uint32_t)(x & 0xffff) % 1009;
+		tables[0][i] = pando_alloc_one(steps[i].bytes);
+		tables[1][i] = jemalloc_alloc_one(steps[i].bytes);
 		CHECK(tables[0][i] && tables[1][i]);
 	}
 }
