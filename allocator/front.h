@@ -140,6 +140,11 @@ uint64_t pando__object_size(const struct pando__view *v, uint64_t offset);
  * index of the first, or a negative errno with a sentence: -ENOMEM, -EDQUOT.
  */
 int64_t pando__span_take(struct pando__front *f, uint32_t count, uint64_t alignment);
+#ifdef PANDO_INJECTION
+extern uint32_t pando__fake_node; /* for tests: NUMA node + 1 of all threads; 0: the real one */
+#endif
+/* Takes that one, if it is free. 1, 0 or a negative errno. */
+int pando__span_take_at(struct pando__front *f, uint32_t index);
 /* Gives back a span of this client whose pages are all free. */
 void pando__span_give(struct pando__front *f, uint32_t index);
 
@@ -173,6 +178,8 @@ int64_t pando__pages_take(struct pando__front *f, uint64_t length, uint64_t alig
  * memory back now or later.
  */
 void pando__pages_free(struct pando__front *f, uint64_t offset, uint64_t length);
+/* The same where all of them have memory: whoever takes them next need not commit it. */
+void pando__pages_free_whole(struct pando__front *f, uint64_t offset, uint64_t length);
 /* Gives the memory of all free pages in this client's spans, and of RESERVE spans, back. */
 void pando__pages_trim(struct pando__front *f);
 

@@ -150,7 +150,9 @@ enum pando__span_state {
 #define PANDO__SPAN_WORD(owner, state, count)                                                      \
 	((uint64_t)(state) | (uint64_t)(owner) << 8 | (uint64_t)(count) << 24)
 
-#define PANDO__NODE_WHOLE 0x80000000u
+#define PANDO__NODE_WHOLE 0x80000000u /* RESERVE, and all of it has memory */
+#define PANDO__NODE_BARE 0x40000000u /* just taken, without memory */
+#define PANDO__NODE(node) ((node)&0xffffffu)
 
 struct pando__span {
 	/*
@@ -184,7 +186,7 @@ struct pando__span {
 	uint32_t held;
 	/* Hints, written by the owner: since when it is RESERVE (CLOCK_MONOTONIC, ms), */
 	uint32_t since;
-	/* NUMA node + 1 of who took it without memory, 0: not known; RESERVE: all has memory. */
+	/* NUMA node + 1 of who took it without memory (0: not known), and what is known of that. */
 	uint32_t node;
 };
 

@@ -4,8 +4,10 @@
  *
  * A span's shared word `pages` says which of its 64 pages are in use, the page table for what. A run
  * up to a span's length lies in one span, the one that has just enough room (best fit: those with
- * the smallest longest gap first, the lowest place in it); a longer one lies in spans of its own, one
- * behind the other, of which the last may serve others with its rest.
+ * the smallest longest gap first, the lowest place in it), or begins at the end of the span that was
+ * taken last and goes on in the next one: else objects of half a span and some more would waste the
+ * other half. A longer one lies in spans of its own, one behind the other, of which the last may serve
+ * others with its rest.
  *
  *	alloc	bits (atomic or), then page-table entries
  *	free	entries, then memory back or not, then bits (atomic and); an empty span goes back
@@ -42,10 +44,12 @@
 #define DIRTY_LEAST 64u /* pages */
 #define LOOK_AGAIN 16u /* nodes */
 #define PASSES 64u /* calls for which orphans that did not suit are not looked at again */
+#define CROSSING 8u /* pages: runs up to that length lie in one span */
 #define PROBES 4u /* nodes of one list, where alignment may spoil the fit */
 
 struct node {
 	uint64_t dirty; /* free pages that may have memory */
+	uint64_t sure; /* those of them that have */
 	uint32_t next, previous; /* in a list; 0: end (span 0 holds tables) */
 	uint32_t place; /* in front->own */
 	uint8_t longest; /* gap, in pages; the list that it is in */
@@ -56,6 +60,7 @@ struct node {
 struct pando__runs {
 	uint64_t lists; /* bit n: list n + 1 is not empty */
 	uint32_t head[PANDO__SPAN_PAGES + 1]; /* by longest gap; list 0: full spans */
+	uint32_t recent; /* the span that was taken last, if it is still ours; 0: none */
 	uint32_t look; /* where to look again, in front->own */
 	/* By class: how many orphans there were when none had a slab of it, and calls since then. */
 	uint64_t barren[PANDO__CLASSES];
@@ -177,12 +182,13 @@ static int own_room(struct pando__front *f, uint32_t more)
 /* There is room in f->own. */
 static void add_span(struct pando__front *f, uint32_t index)
 {
+	const uint32_t node = pando__load_relaxed(&f->view.spans[index].node);
 	struct node *n = &f->runs->nodes[index];
 
 	n->ours = true;
-	n->dirty = 0;
-	if (pando__load_relaxed(&f->view.spans[index].node) & PANDO__NODE_WHOLE)
-		n->dirty = gaps_of(f, index);
+	n->dirty = node & PANDO__NODE_BARE ? 0 : gaps_of(f, index);
+	n->sure = node & PANDO__NODE_WHOLE ? n->dirty : 0;
+	pando__store_relaxed(&f->view.spans[index].node, PANDO__NODE(node));
 	f->runs->dirty += ones(n->dirty);
 	n->place = f->own_count;
 	f->own[f->own_count++] = index;
@@ -195,6 +201,8 @@ static void drop_span(struct pando__front *f, uint32_t index)
 	uint32_t last = f->own[--f->own_count];
 
 	unlist(f->runs, index);
+	if (f->runs->recent == index)
+		f->runs->recent = 0;
 	f->own[n->place] = last;
 	f->runs->nodes[last].place = n->place;
 	f->runs->dirty -= ones(n->dirty);
@@ -241,12 +249,13 @@ void pando__pages_deinit(struct pando__front *f)
 static bool use(struct pando__front *f, uint32_t index, uint64_t mask)
 {
 	struct node *n = &f->runs->nodes[index];
-	const bool there = (n->dirty & mask) == mask;
+	const bool there = (n->sure & mask) == mask;
 
 	(void)pando__or_acq_rel(&f->view.spans[index].pages, mask);
 	f->runs->used += ones(mask);
 	f->runs->dirty -= ones(n->dirty & mask);
 	n->dirty &= ~mask;
+	n->sure &= ~mask;
 	relist(f, index);
 	return there;
 }
@@ -288,7 +297,33 @@ static void look_again(struct pando__front *f)
 	}
 }
 
-/* n pages in one span, set in use. The first one's number, or a negative errno. */
+/*
+ * n pages that begin in the span taken last and end in the next one, which is taken for that unless
+ * it is ours. The first one's number, or -1: not possible.
+ */
+static int64_t alloc_across(struct pando__front *f, unsigned int n, bool *there)
+{
+	const uint32_t index = f->runs->recent;
+	const uint64_t busy = index ? pando__load_acquire(&f->view.spans[index].pages) : 0;
+	const unsigned int tail = busy ? (unsigned int)__builtin_clzll(busy) : 0;
+
+	if (!tail || tail >= n || index + 1 >= f->view.end / PANDO__SPAN || own_room(f, 1) < 0)
+		return -1;
+	if (!f->runs->nodes[index + 1].ours) {
+		if (pando__span_take_at(f, index + 1) <= 0)
+			return -1;
+		add_span(f, index + 1);
+		f->runs->recent = index + 1;
+	} else if (gaps_of(f, index + 1) << (PANDO__SPAN_PAGES - (n - tail)) !=
+		   ~0ull << (PANDO__SPAN_PAGES - (n - tail))) {
+		return -1;
+	}
+	*there = use(f, index, mask_of(PANDO__SPAN_PAGES - tail, tail));
+	*there &= use(f, index + 1, mask_of(0, n - tail));
+	return ((int64_t)index + 1) * PANDO__SPAN_PAGES - tail;
+}
+
+/* n pages in one span or two, set in use. The first one's number, or a negative errno. */
 static int64_t alloc_within(struct pando__front *f, unsigned int n, unsigned int step, bool *there)
 {
 	int64_t at = fit_any(f, n, step);
@@ -296,6 +331,11 @@ static int64_t alloc_within(struct pando__front *f, unsigned int n, unsigned int
 	if (at < 0) {
 		look_again(f);
 		at = fit_any(f, n, step);
+	}
+	if (at < 0 && step == 1 && n > CROSSING) {
+		at = alloc_across(f, n, there);
+		if (at >= 0)
+			return at;
 	}
 	if (at < 0) {
 		int64_t index = own_room(f, 1);
@@ -305,6 +345,7 @@ static int64_t alloc_within(struct pando__front *f, unsigned int n, unsigned int
 		if (index < 0)
 			return index;
 		add_span(f, (uint32_t)index);
+		f->runs->recent = (uint32_t)index;
 		at = index * PANDO__SPAN_PAGES;
 	}
 	*there = use(f, (uint32_t)(at / PANDO__SPAN_PAGES),
@@ -375,8 +416,8 @@ int64_t pando__pages_alloc(struct pando__front *f, uint64_t length, uint64_t ali
 static void note_whole(const struct pando__front *f, uint32_t index)
 {
 	struct pando__span *s = &f->view.spans[index];
-	const uint32_t node = pando__load_relaxed(&s->node) & ~PANDO__NODE_WHOLE;
-	const bool whole = f->runs->nodes[index].dirty == ~0ull;
+	const uint32_t node = PANDO__NODE(pando__load_relaxed(&s->node));
+	const bool whole = f->runs->nodes[index].sure == ~0ull;
 
 	pando__store_relaxed(&s->node, node | (whole ? PANDO__NODE_WHOLE : 0));
 }
@@ -442,16 +483,18 @@ static void shed(struct pando__front *f, bool all)
 }
 
 /* Part of one span. Its entries are cleared. Under pages_lock. */
-static void unuse(struct pando__front *f, uint32_t index, uint64_t mask)
+static void unuse(struct pando__front *f, uint32_t index, uint64_t mask, bool sure)
 {
 	f->runs->used -= ones(mask);
 	f->runs->dirty += ones(mask);
 	f->runs->nodes[index].dirty |= mask;
+	if (sure)
+		f->runs->nodes[index].sure |= mask;
 	/* Pairs with gaps_of(): the entries were cleared before. */
 	settle(f, index, pando__and_acq_rel(&f->view.spans[index].pages, ~mask) & ~mask);
 }
 
-void pando__pages_free(struct pando__front *f, uint64_t offset, uint64_t length)
+static void free_pages(struct pando__front *f, uint64_t offset, uint64_t length, bool sure)
 {
 	uint64_t page = offset / PANDO__PAGE;
 	const uint64_t end = page + length / PANDO__PAGE;
@@ -465,12 +508,23 @@ void pando__pages_free(struct pando__front *f, uint64_t offset, uint64_t length)
 		uint64_t n = PANDO__SPAN_PAGES - first;
 
 		n = n < end - page ? n : end - page;
-		unuse(f, (uint32_t)(page / PANDO__SPAN_PAGES), mask_of(first, (unsigned int)n));
+		unuse(f, (uint32_t)(page / PANDO__SPAN_PAGES), mask_of(first, (unsigned int)n),
+		      sure);
 		page += n;
 	}
 	if (f->view.lazy)
 		shed(f, false);
 	pthread_mutex_unlock(&f->pages_lock);
+}
+
+void pando__pages_free(struct pando__front *f, uint64_t offset, uint64_t length)
+{
+	free_pages(f, offset, length, false);
+}
+
+void pando__pages_free_whole(struct pando__front *f, uint64_t offset, uint64_t length)
+{
+	free_pages(f, offset, length, true);
 }
 
 void pando__pages_trim(struct pando__front *f)

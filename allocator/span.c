@@ -87,12 +87,20 @@ static uint64_t objects_offset(const struct pando__view *v, uint32_t index)
 	return (uint64_t)((char *)v->objects - v->base) + index * OBJECTS_BYTES;
 }
 
+#ifdef PANDO_INJECTION
+uint32_t pando__fake_node;
+#endif
+
 /* NUMA node + 1 of this thread; 0 where there is one node only. */
 static uint32_t own_node(void)
 {
 	static int nodes; /* 1, 2 (or more); 0: not known yet */
 	unsigned int cpu, node;
 
+#ifdef PANDO_INJECTION
+	if (pando__fake_node)
+		return pando__fake_node;
+#endif
 	if (pando__load_relaxed(&nodes) == 0)
 		pando__store_relaxed(&nodes,
 				     access("/sys/devices/system/node/node1", F_OK) == 0 ? 2 : 1);
@@ -344,7 +352,7 @@ static int take(struct pando__front *f, uint32_t index, uint32_t node)
 		return 0;
 	PANDO_INJECT("heap.span.taken");
 	if (bare)
-		pando__store_relaxed(&s->node, node);
+		pando__store_relaxed(&s->node, node | PANDO__NODE_BARE);
 	pando__store_relaxed(&s->pages, 0);
 	pando__store_relaxed(&s->remote, 0);
 	pando__store_relaxed(&s->held, 0);
@@ -376,7 +384,7 @@ static int take_run(struct pando__front *f, uint32_t index, uint32_t count, uint
 /* True if a thread of that node should take the span before others. */
 static bool near(const struct pando__span *s, uint64_t word, uint32_t node)
 {
-	uint32_t there = pando__load_relaxed(&s->node) & ~PANDO__NODE_WHOLE;
+	uint32_t there = PANDO__NODE(pando__load_relaxed(&s->node));
 
 	return PANDO__SPAN_STATE(word) == PANDO__SPAN_FREE || there == 0 || there == node;
 }
@@ -398,6 +406,7 @@ struct search {
 	uint64_t alignment;
 	uint32_t node; /* 0: any */
 	uint64_t hint; /* as it was */
+	bool passed; /* free spans were passed over that have memory of another node */
 	bool beaten; /* somebody was faster: it may be worth while to look again */
 };
 
@@ -415,8 +424,12 @@ static int64_t search(struct pando__front *f, struct search *q, uint64_t from, u
 			const struct pando__span *s = &v->spans[at + n];
 			uint64_t word = pando__load_relaxed(&s->word);
 
-			if (!takeable(word) || (q->node && !near(s, word, q->node)))
+			if (!takeable(word))
 				break;
+			if (q->node && !near(s, word, q->node)) {
+				q->passed = true;
+				break;
+			}
 			n++;
 		}
 		if (n < q->count) {
@@ -469,7 +482,7 @@ int64_t pando__span_take(struct pando__front *f, uint32_t count, uint64_t alignm
 		return rc;
 	for (unsigned int i = 0;; i++) {
 		q.node = own_node();
-		q.beaten = false;
+		q.beaten = q.passed = false;
 		at = search_all(f, &q);
 		if (at == -ENOENT && q.node) {
 			q.node = 0;
@@ -483,10 +496,25 @@ int64_t pando__span_take(struct pando__front *f, uint32_t count, uint64_t alignm
 		return at == -ENOENT ? full(&f->view, count) : at;
 	}
 	/* Unless somebody has just let go of one further down. */
-	if (count == 1)
+	if (count == 1 && !q.passed)
 		(void)pando__cas_acq_rel(&f->view.heap->search.value, &q.hint,
 					 ((uint64_t)at + 1) * PANDO__SPAN);
 	return at;
+}
+
+int pando__span_take_at(struct pando__front *f, uint32_t index)
+{
+	int rc;
+
+	if (index >= limit(&f->view) || !takeable(pando__load_relaxed(&f->view.spans[index].word)))
+		return 0;
+	rc = charge(f, 1);
+	if (rc < 0)
+		return rc;
+	rc = take(f, index, own_node());
+	if (rc <= 0)
+		discharge(f, 1);
+	return rc;
 }
 
 void pando__span_give(struct pando__front *f, uint32_t index)

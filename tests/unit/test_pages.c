@@ -86,7 +86,7 @@ static void runs_share_spans(void **state)
 
 static void best_fit_fills_the_fullest_first(void **state)
 {
-	uint64_t x = alloc(60, PAGE), y = alloc(50, PAGE);
+	uint64_t x = alloc(60, PAGE), y = alloc(50, 2 * PAGE);
 
 	(void)state;
 	assert_int_not_equal(x / SPAN, y / SPAN);
@@ -94,6 +94,25 @@ static void best_fit_fills_the_fullest_first(void **state)
 	assert_int_equal(alloc(5, PAGE), y + 50 * PAGE);
 	assert_int_equal(a->own_count, 2);
 	assert_int_equal(h.view.clients[0].spans, 2);
+}
+
+/* Runs of half a span and a bit: three in two spans, and so on, not one in each. */
+static void runs_go_on_in_the_next_span(void **state)
+{
+	uint64_t at[32];
+
+	(void)state;
+	for (int i = 0; i < 32; i++)
+		at[i] = alloc(40, PAGE);
+	assert_int_equal(a->own_count, 20);
+	for (int i = 1; i < 32; i++)
+		assert_int_equal(at[i], at[0] + (uint64_t)i * 40 * PAGE);
+	for (int i = 0; i < 32; i += 2)
+		give(at[i], 40);
+	for (int i = 1; i < 32; i += 2)
+		give(at[i], 40);
+	assert_int_equal(a->own_count, 0);
+	assert_int_equal(h.view.clients[0].spans, 0);
 }
 
 static void an_empty_span_goes_back(void **state)
@@ -150,6 +169,36 @@ static void gaps_that_others_made_are_found(void **state)
 	assert_int_equal(alloc(8, PANDO__SLAB), x);
 }
 
+/* Nobody is told that memory is there which is not. */
+static void memory_that_is_there_is_known(void **state)
+{
+	const unsigned int n = 64;
+	bool there;
+	int64_t at;
+
+	(void)state;
+	at = pando__pages_take(a, n * PAGE, PAGE, LARGE, 0, &there);
+	assert_false(there);
+	pando__pages_free(a, (uint64_t)at, n * PAGE); /* never committed */
+	assert_int_equal(pando__pages_take(a, n * PAGE, PAGE, LARGE, 0, &there), at);
+	assert_false(there);
+	assert_int_equal(pando__commit(&h.view, (uint64_t)at, n * PAGE), 0);
+	pando__pages_free_whole(a, (uint64_t)at, n * PAGE);
+	assert_int_equal(pando__pages_take(a, 3 * PAGE, PAGE, LARGE, 0, &there), at);
+	assert_true(there);
+	assert_int_equal(pando__pages_take(a, 61 * PAGE, PAGE, LARGE, 0, &there), at + 3 * PAGE);
+	assert_true(there);
+	pando__pages_free_whole(a, (uint64_t)at, 3 * PAGE);
+	pando__pages_trim(a);
+	assert_int_equal(pando__pages_take(a, 3 * PAGE, PAGE, LARGE, 0, &there), at);
+	assert_false(there);
+	give((uint64_t)at, n);
+	(void)pando__spans_purge(&h.view, 1, 0, 100);
+	assert_int_equal(pando__pages_take(a, PAGE, PAGE, LARGE, 0, &there), at);
+	assert_false(there);
+	give((uint64_t)at, 1);
+}
+
 static void free_pages_in_used_spans_keep_little_memory(void **state)
 {
 	uint64_t at[64], before = fake_heap_memory(&h), left;
@@ -192,7 +241,7 @@ static void orphans_are_adopted(void **state)
 	struct pando__front *b = fake_front_new(&h, 1);
 	int64_t slab = pando__pages_alloc(b, PANDO__SLAB, PANDO__SLAB, 5);
 	int64_t run = pando__pages_alloc(b, 3 * PAGE, PAGE, LARGE);
-	int64_t tail = pando__pages_alloc(b, 64 * PAGE, PAGE, LARGE);
+	int64_t tail = pando__pages_alloc(b, 64 * PAGE, 2 * PAGE, LARGE);
 	uint32_t *e = h.view.page_table;
 
 	(void)state;
@@ -314,10 +363,12 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		cmocka_unit_test_setup_teardown(runs_share_spans, setup, teardown),
 		cmocka_unit_test_setup_teardown(best_fit_fills_the_fullest_first, setup, teardown),
+		cmocka_unit_test_setup_teardown(runs_go_on_in_the_next_span, setup, teardown),
 		cmocka_unit_test_setup_teardown(an_empty_span_goes_back, setup, teardown),
 		cmocka_unit_test_setup_teardown(parts_of_a_long_run_can_be_freed, setup, teardown),
 		cmocka_unit_test_setup_teardown(alignment_beyond_a_span, setup, teardown),
 		cmocka_unit_test_setup_teardown(gaps_that_others_made_are_found, setup, teardown),
+		cmocka_unit_test_setup_teardown(memory_that_is_there_is_known, setup, teardown),
 		cmocka_unit_test_setup_teardown(free_pages_in_used_spans_keep_little_memory, setup,
 						teardown),
 		cmocka_unit_test_setup_teardown(orphans_are_adopted, setup, teardown),

@@ -247,6 +247,29 @@ static void quotas_hold(void **state)
 	(void)take(a, 1);
 }
 
+#ifdef PANDO_INJECTION
+static void memory_of_the_own_node_comes_first(void **state)
+{
+	uint32_t at;
+
+	(void)state;
+	pando__fake_node = 1;
+	at = take(a, 3);
+	for (uint32_t i = 0; i < 3; i++)
+		pando__span_give(a, at + i);
+	pando__fake_node = 2;
+	assert_int_equal(take(b, 1), at + 3); /* without memory: it will come from here */
+	pando__span_give(b, at + 3);
+	assert_int_equal(take(b, 1), at + 3); /* memory of this node */
+	pando__fake_node = 1;
+	assert_int_equal(take(a, 1), at);
+	pando__fake_node = 2;
+	assert_int_equal(take(b, all - 4), at + 4);
+	assert_int_equal(take(b, 2), at + 1); /* better than none */
+	pando__fake_node = 0;
+}
+#endif
+
 /* ---- threads ---------------------------------------------------------------------------------- */
 
 static uint32_t owners[SIZE / SPAN];
@@ -385,6 +408,10 @@ int main(void)
 		cmocka_unit_test_setup_teardown(the_region_shrinks_where_it_is_free, setup,
 						teardown),
 		cmocka_unit_test_setup_teardown(quotas_hold, setup, teardown),
+#ifdef PANDO_INJECTION
+		cmocka_unit_test_setup_teardown(memory_of_the_own_node_comes_first, setup,
+						teardown),
+#endif
 		cmocka_unit_test_setup_teardown(threads_share_no_span, setup, teardown),
 		cmocka_unit_test_setup_teardown(killed_anywhere_nothing_is_lost, setup, teardown),
 	};
