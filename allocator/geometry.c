@@ -143,11 +143,11 @@ int pando__heap_format(struct pando__view *v)
 	int rc;
 
 	describe(&want, v->max_size);
-	if (!v->lazy && pando__load_acquire(&v->ledger->committed) < want.first + PANDO__SPAN)
+	if (pando__load_acquire(&v->ledger->committed) < want.first + PANDO__SPAN)
 		return pando__fail(
 			ENOMEM,
 			"region \"%.63s\" has %llu bytes, and the tables of a heap for its maximum "
-			"take %llu; make it with PANDO_HEAP, larger, or with a smaller maximum",
+			"take %llu; make it larger, or with a smaller maximum",
 			v->ledger->name, (unsigned long long)v->ledger->committed,
 			(unsigned long long)want.first);
 	rc = pando__commit(v, 0, PANDO__PAGE);

@@ -46,7 +46,6 @@
 #include "rebuild.h"
 
 #define JEMALLOC_MAX (32u << 10) /* its caches hold nothing larger */
-#define SLAB_MAX (14u << 10) /* jemalloc's objects beyond this size begin at a page */
 
 struct pando__large {
 	pando__je_hooks hooks; /* first: hooks are given its address */
@@ -58,6 +57,16 @@ struct pando__large {
 	unsigned int *caches; /* of all threads */
 	unsigned int cache_count, cache_room;
 };
+
+/*
+ * jemalloc's options, which it finds by this name. Of arenas of its own it needs one, which serves
+ * nobody; caches are made here, for threads that have large objects; it keeps nothing from the
+ * hooks, and starts no thread.
+ */
+extern const char *pando__je_malloc_conf;
+const char *pando__je_malloc_conf =
+	"narenas:1,tcache:false,retain:false,dirty_decay_ms:0,muzzy_decay_ms:0,"
+	"background_thread:false,abort_conf:false";
 
 /* Why the last hook of this thread failed. */
 static _Thread_local int hook_error;
@@ -126,7 +135,7 @@ static bool hook_dalloc(pando__je_hooks *hooks, void *addr, size_t size, bool co
 	(void)committed;
 	(void)arena;
 	if (f)
-		pando__pages_free(f, pando__offset(&f->view, addr), size);
+		pando__pages_free_whole(f, pando__offset(&f->view, addr), size);
 	/* Without a front the pages are not this process's to free: jemalloc shall forget them. */
 	return false;
 }
@@ -406,7 +415,7 @@ static bool reaches_into(const struct pando__view *v, uint64_t page)
 {
 	const uint64_t start = page * PANDO__PAGE_GRANULES;
 	const uint64_t span = start / PANDO__SPAN_GRANULES * PANDO__SPAN_GRANULES;
-	const uint64_t most = SLAB_MAX / PANDO__GRANULE;
+	const uint64_t most = JEMALLOC_MAX / PANDO__GRANULE;
 
 	for (uint64_t g = start; g > span && start - g < most; g--) {
 		uint16_t word = pando__load_seq_cst(&v->objects[g - 1]);
@@ -445,7 +454,7 @@ static void loose_free(struct pando__front *f, uint64_t offset, uint64_t size)
 		page++;
 	PANDO_INJECT("heap.large.claimed");
 	if (page < end)
-		pando__pages_free(f, page * PANDO__PAGE, (end - page) * PANDO__PAGE);
+		pando__pages_free_whole(f, page * PANDO__PAGE, (end - page) * PANDO__PAGE);
 }
 
 void pando__large_free(struct pando__front *f, uint64_t offset, uint32_t page_entry)
