@@ -145,6 +145,11 @@ struct pando__front_options {
 	uint64_t (*available)(void); /* see struct pando__view; may be NULL */
 };
 
+/* large.c: around a fork() of this process, by the handlers of libshm. */
+void pando__large_fork_prepare(void);
+void pando__large_fork_parent(void);
+void pando__large_fork_child(void);
+
 /* front.c */
 struct pando__front *pando__front_new(const struct pando__front_options *o);
 /*

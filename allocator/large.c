@@ -241,6 +241,39 @@ static int flags_of(struct pando__front *f, unsigned int arena)
 	       (m && m->cache ? PANDO__JE_TCACHE((int)m->cache - 1) : PANDO__JE_TCACHE_NONE);
 }
 
+/*
+ * jemalloc takes its own locks for a fork(), but not all: that of its tree of addresses is held by
+ * who meets a new part of it, and would be held for ever in the child. So no thread is in jemalloc
+ * while the process is copied. The handlers are registered after jemalloc's (which registers its own
+ * when it is loaded), so this lock is taken before those of jemalloc's.
+ */
+static pthread_rwlock_t forks = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+
+static void enter_jemalloc(void)
+{
+	(void)pthread_rwlock_rdlock(&forks);
+}
+
+static void leave_jemalloc(void)
+{
+	(void)pthread_rwlock_unlock(&forks);
+}
+
+void pando__large_fork_prepare(void)
+{
+	(void)pthread_rwlock_wrlock(&forks);
+}
+
+void pando__large_fork_parent(void)
+{
+	(void)pthread_rwlock_unlock(&forks);
+}
+
+void pando__large_fork_child(void)
+{
+	forks = (pthread_rwlock_t)PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_NP;
+}
+
 void pando__large_thread_end(struct pando__front *f, struct pando__magazines *m)
 {
 	struct pando__large *l = f->large;
@@ -256,7 +289,9 @@ void pando__large_thread_end(struct pando__front *f, struct pando__magazines *m)
 			break;
 		}
 	pthread_mutex_unlock(&l->lock);
+	enter_jemalloc();
 	(void)pando__je_mallctl("tcache.destroy", NULL, NULL, &cache, sizeof(cache));
+	leave_jemalloc();
 }
 
 int pando__large_init(struct pando__front *f)
@@ -287,6 +322,7 @@ void pando__large_deinit(struct pando__front *f, bool abandon)
 		l->front = NULL;
 		return;
 	}
+	enter_jemalloc();
 	while (l->cache_count)
 		(void)pando__je_mallctl("tcache.destroy", NULL, NULL, &l->caches[--l->cache_count],
 					sizeof(*l->caches));
@@ -297,6 +333,7 @@ void pando__large_deinit(struct pando__front *f, bool abandon)
 		snprintf(name, sizeof(name), "arena.%u.destroy", l->arena - 1);
 		(void)pando__je_mallctl(name, NULL, NULL, NULL, 0);
 	}
+	leave_jemalloc();
 	pthread_mutex_destroy(&l->lock);
 	free(l);
 }
@@ -308,7 +345,9 @@ void pando__large_trim(struct pando__front *f)
 	if (m && m->cache) {
 		unsigned int cache = m->cache - 1;
 
+		enter_jemalloc();
 		(void)pando__je_mallctl("tcache.flush", NULL, NULL, &cache, sizeof(cache));
+		leave_jemalloc();
 	}
 }
 
@@ -342,15 +381,18 @@ static void leave(struct pando__front *f, uint64_t offset)
 
 static void *arena_alloc(struct pando__front *f, size_t alignment, size_t size)
 {
-	unsigned int arena = arena_of(f->large);
-	int flags;
-	void *p;
+	unsigned int arena;
+	int flags = 0;
+	void *p = NULL;
 
 	hook_error = ENOMEM;
-	if (!arena)
-		return NULL;
-	flags = flags_of(f, arena) | PANDO__JE_LG_ALIGN(__builtin_ctzll(alignment));
-	p = pando__je_mallocx(size, flags);
+	enter_jemalloc();
+	arena = arena_of(f->large);
+	if (arena) {
+		flags = flags_of(f, arena) | PANDO__JE_LG_ALIGN(__builtin_ctzll(alignment));
+		p = pando__je_mallocx(size, flags);
+	}
+	leave_jemalloc();
 	PANDO_INJECT("heap.large.given");
 	return p ? enter(f, pando__offset(&f->view, p), pando__je_nallocx(size, flags)) : NULL;
 }
@@ -462,10 +504,13 @@ void pando__large_free(struct pando__front *f, uint64_t offset, uint32_t page_en
 	const uint64_t size = pando__large_size(&f->view, offset);
 
 	leave(f, offset);
-	if (PANDO__PAGE_FLAGS(page_entry) & PANDO__PAGE_LOOSE)
+	if (PANDO__PAGE_FLAGS(page_entry) & PANDO__PAGE_LOOSE) {
 		loose_free(f, offset, size);
-	else
+	} else {
+		enter_jemalloc();
 		pando__je_dallocx(f->view.base + offset, flags_of(f, arena_of(f->large)));
+		leave_jemalloc();
+	}
 }
 
 uint64_t pando__large_size(const struct pando__view *v, uint64_t offset)

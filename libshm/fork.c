@@ -114,15 +114,22 @@ static void prepare(void)
 	pthread_mutex_lock(&handles_lock);
 	for (struct pando *p = handles; p; p = p->next)
 		pthread_mutex_lock(&p->lock);
+	pando__large_fork_prepare();
 	if (under_way && handles)
 		pando__add_relaxed(under_way, 1);
 }
 
-static void parent(void)
+static void unlock_handles(void)
 {
 	for (struct pando *p = handles; p; p = p->next)
 		pthread_mutex_unlock(&p->lock);
 	pthread_mutex_unlock(&handles_lock);
+}
+
+static void parent(void)
+{
+	pando__large_fork_parent();
+	unlock_handles();
 }
 
 /* The child is on its own; unless somebody has given up waiting for it, the count goes down. */
@@ -139,7 +146,8 @@ static void child(void)
 {
 	int saved = errno;
 
-	parent();
+	pando__large_fork_child();
+	unlock_handles();
 	pando__embedded_forked();
 	for (struct pando *p = handles; p; p = p->next)
 		forked(p);
