@@ -180,8 +180,8 @@ struct pando__span {
 	uint32_t remote;
 	/*
 	 * Hint: 1 if an object here may be SHARED with a client. Set after the object's word, while
-	 * the TRANSFER intent stands and before the receiver is looked up again. Cleared by the
-	 * broker before it looks, and put back if it finds one.
+	 * the TRANSFER intent stands and before the receiver is looked up again. While the broker
+	 * looks whether there is one it is 2, which becomes 0 or 1; who finds anything but 1 stores 1.
 	 */
 	uint32_t held;
 	/* Hints, written by the owner: since when it is RESERVE (CLOCK_MONOTONIC, ms), */

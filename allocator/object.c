@@ -350,8 +350,8 @@ static int give(struct pando__front *f, struct seen *s, pando_holder to)
 	if (!pando__cas_seq_cst(word, &s->word, given))
 		return 1;
 	PANDO_INJECT("heap.transfer.given");
-	/* After the word: the broker clears it before it looks at the words. */
-	if (!pando__load_seq_cst(&f->view.spans[s->offset / PANDO__SPAN].held))
+	/* After the word: the broker, while it looks at the words, has another value there. */
+	if (pando__load_seq_cst(&f->view.spans[s->offset / PANDO__SPAN].held) != 1)
 		pando__store_seq_cst(&f->view.spans[s->offset / PANDO__SPAN].held, 1);
 	PANDO_INJECT("heap.transfer.held");
 	/* Who is reaped says so before its objects are looked for. */
