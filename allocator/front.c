@@ -26,7 +26,7 @@
  * Threads: magazines belong to one thread. fork(): they read as zeros in the child, so both fast
  * paths fail there, whatever kind of fork it was, and pando__region_front() finds out.
  */
-#include "front.h"
+#include "debug.h"
 
 #include <errno.h>
 #include <string.h>
@@ -38,6 +38,16 @@
 #define LIKELY(condition) __builtin_expect(!!(condition), 1)
 #define UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 #define SLOW __attribute__((noinline, cold))
+
+/*
+ * Who called, for the debug form. The slow paths are jumped to, so that their return address is that
+ * of the fast path's caller, and the fast paths need not load it; NULL asks for that.
+ */
+#if defined(__OPTIMIZE__) && !defined(__SANITIZE_ADDRESS__) && !defined(__SANITIZE_THREAD__)
+#define CALLER NULL
+#else
+#define CALLER __builtin_return_address(0)
+#endif
 
 /* So many large allocations pass between two looks at whether others have freed something. */
 #define LARGE_COLLECT 16u
@@ -92,16 +102,38 @@ static void *large_alloc(struct pando__front *f, size_t alignment, size_t size)
 	return pando__large_alloc(f, alignment, size);
 }
 
-static SLOW void *alloc_slow(struct pando_region *r, size_t size)
+/* The smallest class that holds `size` bytes at multiples of `alignment`, both at most 1 KiB. */
+static unsigned int aligned_class(size_t alignment, size_t size)
+{
+	unsigned int class = pando__class_of_granules[(size + PANDO__GRANULE - 1) / PANDO__GRANULE];
+
+	while (pando__classes[class].size % alignment != 0)
+		class ++;
+	return class;
+}
+
+/* alignment: a power of two, of a granule at least. */
+static void *any_alloc(struct pando__front *f, size_t alignment, size_t size)
+{
+	if (alignment <= PANDO__SMALL_MAX && size <= PANDO__SMALL_MAX)
+		return small_alloc(f, aligned_class(alignment, size));
+	return large_alloc(f, alignment, size > PANDO__SMALL_MAX ? size : PANDO__SMALL_MAX + 1);
+}
+
+static SLOW void *alloc_slow(struct pando_region *r, size_t alignment, size_t size,
+			     const void *site)
 {
 	struct pando__front *f = pando__region_front(r);
+	void *p;
 
 	if (!f)
 		return NULL;
-	if (size > PANDO__SMALL_MAX)
-		return large_alloc(f, PANDO__GRANULE, size);
-	return small_alloc(f,
-			   pando__class_of_granules[(size + PANDO__GRANULE - 1) / PANDO__GRANULE]);
+	if (!f->debug)
+		return any_alloc(f, alignment, size);
+	p = any_alloc(f, alignment, pando__debug_room(size));
+	if (p)
+		pando__debug_made(f, p, size, site ? site : __builtin_return_address(0));
+	return p;
 }
 
 static inline uint64_t rotate64(uint64_t x, unsigned int by)
@@ -120,7 +152,8 @@ static inline uint16_t *word_at(const struct pando__magazines *m, const void *p)
 	return (uint16_t *)(m->words + ((uintptr_t)p >> 4));
 }
 
-void *pando_alloc(struct pando_region *r, size_t size)
+static inline __attribute__((always_inline)) void *alloc(struct pando_region *r, size_t size,
+							 const void *site)
 {
 	const struct pando__gate *gate = (const struct pando__gate *)(const void *)r;
 	struct pando__magazines *m = pando__thread.current;
@@ -143,7 +176,17 @@ void *pando_alloc(struct pando_region *r, size_t size)
 			}
 		}
 	}
-	return alloc_slow(r, size);
+	return alloc_slow(r, PANDO__GRANULE, size, site);
+}
+
+void *pando_alloc(struct pando_region *r, size_t size)
+{
+	return alloc(r, size, CALLER);
+}
+
+void *pando__alloc_for(struct pando_region *r, size_t size, const void *site)
+{
+	return alloc(r, size, site);
 }
 
 /*
@@ -178,7 +221,7 @@ void pando__magazine_push(struct pando__front *f, unsigned int class, void *p)
 	*mag->top++ = p;
 }
 
-static SLOW void free_slow(struct pando_region *r, void *p)
+static SLOW void free_slow(struct pando_region *r, void *p, const void *site)
 {
 	struct pando__front *f;
 
@@ -186,13 +229,14 @@ static SLOW void free_slow(struct pando_region *r, void *p)
 		return;
 	f = pando__region_front(r);
 	if (f)
-		pando__object_free(r, f, p);
+		pando__object_free(r, f, p, site ? site : __builtin_return_address(0));
 	else if (errno == EACCES)
 		pando__misused(r, p, PANDO_MISUSE_FOREIGN, "freeing");
 	/* Else a forked child that the broker does not answer: the object stays what it is. */
 }
 
-void pando_free(struct pando_region *r, void *p)
+static inline __attribute__((always_inline)) void release(struct pando_region *r, void *p,
+							  const void *site)
 {
 	const struct pando__gate *gate = (const struct pando__gate *)(const void *)r;
 	struct pando__magazines *m = pando__thread.current;
@@ -220,36 +264,29 @@ void pando_free(struct pando_region *r, void *p)
 			}
 		}
 	}
-	free_slow(r, p);
+	free_slow(r, p, site);
 }
 
-/* The smallest class that holds `size` bytes at multiples of `alignment`, both at most 1 KiB. */
-static unsigned int aligned_class(size_t alignment, size_t size)
+void pando_free(struct pando_region *r, void *p)
 {
-	unsigned int class = pando__class_of_granules[(size + PANDO__GRANULE - 1) / PANDO__GRANULE];
+	release(r, p, CALLER);
+}
 
-	while (pando__classes[class].size % alignment != 0)
-		class ++;
-	return class;
+void pando__free_for(struct pando_region *r, void *p, const void *site)
+{
+	release(r, p, site);
 }
 
 void *pando_alloc_aligned(struct pando_region *r, size_t alignment, size_t size)
 {
-	struct pando__front *f;
-
 	if (alignment == 0 || (alignment & (alignment - 1)) != 0) {
 		pando__fail(EINVAL, "an alignment of %zu bytes is not a power of two", alignment);
 		errno = EINVAL;
 		return NULL;
 	}
 	if (alignment <= PANDO__GRANULE)
-		return pando_alloc(r, size);
-	f = pando__region_front(r);
-	if (!f)
-		return NULL;
-	if (alignment <= PANDO__SMALL_MAX && size <= PANDO__SMALL_MAX)
-		return small_alloc(f, aligned_class(alignment, size));
-	return large_alloc(f, alignment, size > PANDO__SMALL_MAX ? size : PANDO__SMALL_MAX + 1);
+		return alloc(r, size, __builtin_return_address(0));
+	return alloc_slow(r, alignment, size, __builtin_return_address(0));
 }
 
 void *pando_calloc(struct pando_region *r, size_t n, size_t size)
@@ -263,7 +300,7 @@ void *pando_calloc(struct pando_region *r, size_t n, size_t size)
 		errno = ENOMEM;
 		return NULL;
 	}
-	p = pando_alloc(r, bytes);
+	p = alloc(r, bytes, __builtin_return_address(0));
 	if (p)
 		memset(p, 0, bytes);
 	return p;

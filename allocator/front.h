@@ -91,6 +91,8 @@ struct pando__front {
 	struct pando__slabs *slabs; /* slab.c; for each class a list, with its lock */
 	struct pando__large *large; /* large.c */
 	uint32_t large_count; /* allocations of large objects, for when to collect */
+	unsigned int debug; /* PANDO__DEBUG_*; not 0: no fast path; see debug.c. Constant */
+	uint32_t *debug_stays; /* by page: how often it has left this client */
 
 	/* thread.c, under its lock. */
 	struct pando__front *next;
@@ -119,13 +121,20 @@ void pando__magazines_flush(struct pando__front *f);
 
 /* front.c */
 
+/* pando_alloc() and pando_free() on behalf of `site`. */
+void *pando__alloc_for(struct pando_region *r, size_t size, const void *site);
+void pando__free_for(struct pando_region *r, void *p, const void *site);
+
 /* Pushes a CACHED small object of this client, flushing half of the magazine if it is full. */
 void pando__magazine_push(struct pando__front *f, unsigned int class, void *p);
 
 /* object.c */
 
-/* What the fast path of pando_free() does not do: checks, other owners, large objects. */
-void pando__object_free(struct pando_region *r, struct pando__front *f, void *p);
+/*
+ * What the fast path of pando_free() does not do: checks, other owners, large objects. site: who frees
+ * it, for the debug form.
+ */
+void pando__object_free(struct pando_region *r, struct pando__front *f, void *p, const void *site);
 /* Tells the handler. `doing` begins the sentence: "freeing". Returns if the handler does. */
 void pando__misused(struct pando_region *r, const void *p, enum pando_misuse what,
 		    const char *doing);

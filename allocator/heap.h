@@ -12,6 +12,7 @@
  *	slab.c		slabs: refilling and flushing magazines, collecting what others have freed
  *	front.c		the fast paths: magazines of threads; alloc and free
  *	object.c	owner, transfer, share, realloc, misuse
+ *	debug.c		the debug form of a front
  *	stat.c, check.c	walking the heap
  *	reclaim.c	what the broker does: the dead, orphans, the idle. Needs no front
  *

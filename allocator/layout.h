@@ -229,7 +229,11 @@ struct pando__heap {
 		uint64_t value;
 		uint64_t reserved[7];
 	} reserves; /* 1: some span may be RESERVE. Set after that, taken by who purges */
-	uint8_t reserved1[PANDO__PAGE - 512 - 256];
+	struct {
+		uint64_t value;
+		uint64_t reserved[7];
+	} trailers; /* 1: some front is or was of the debug form (debug.c) */
+	uint8_t reserved1[PANDO__PAGE - 512 - 320];
 };
 
 static_assert(sizeof(struct pando__span) == 32, "layout");

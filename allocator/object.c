@@ -33,7 +33,7 @@
  * Misuse is found by the word (free already, another's) or by the address (outside, inside an
  * object); the heap is as before in every case, and the handler is told.
  */
-#include "front.h"
+#include "debug.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -141,10 +141,15 @@ void pando__misused(struct pando_region *r, const void *p, enum pando_misuse wha
 		[PANDO_MISUSE_DOUBLE_FREE] = "is free already, or was never allocated",
 		[PANDO_MISUSE_FOREIGN] = "is held by another client",
 		[PANDO_MISUSE_OVERRUN] = "has been written beyond its end",
+		[PANDO_MISUSE_WRITTEN_FREE] = "has been written while it was free",
 	};
-	char sentence[PANDO__ERROR_MAX];
+	const struct pando__gate *gate = (const struct pando__gate *)(const void *)r;
+	const struct pando__front *f = pando__load_acquire(&gate->front);
+	char sentence[PANDO__ERROR_MAX], known[PANDO__ERROR_MAX / 2] = "";
 
-	snprintf(sentence, sizeof(sentence), "%s %p: it %s", doing, p, why[what]);
+	if (f && f->debug)
+		pando__debug_tell(f, p, known, sizeof(known));
+	snprintf(sentence, sizeof(sentence), "%s %p: it %s%s", doing, p, why[what], known);
 	pando__fail(EINVAL, "%s", sentence);
 	if (misuse_handler) {
 		misuse_handler(r, p, what, sentence, misuse_arg);
@@ -251,7 +256,15 @@ static bool may(const struct pando__front *f, const struct seen *s, bool others_
 	return others_private || PANDO__PAGE_OWNER(s->entry) == f->me;
 }
 
-void pando__object_free(struct pando_region *r, struct pando__front *f, void *p)
+/* In the debug form: has it been written beyond its end? */
+static int overrun(struct pando__front *f, const struct seen *s, const void *p)
+{
+	bool own_private = s->word == PANDO__OBJECT_LIVE && PANDO__PAGE_OWNER(s->entry) == f->me;
+
+	return pando__debug_whole(f, p, own_private) ? 0 : PANDO_MISUSE_OVERRUN;
+}
+
+void pando__object_free(struct pando_region *r, struct pando__front *f, void *p, const void *site)
 {
 	struct seen s;
 	int wrong;
@@ -260,21 +273,28 @@ void pando__object_free(struct pando_region *r, struct pando__front *f, void *p)
 		wrong = look(&f->view, p, &s);
 		if (wrong == 0 && !may(f, &s, true))
 			wrong = PANDO_MISUSE_FOREIGN;
+		if (wrong == 0 && f->debug)
+			wrong = overrun(f, &s, p);
 		if (wrong != 0) {
 			pando__misused(r, p, (enum pando_misuse)wrong, "freeing");
 			return;
 		}
+		if (f->debug)
+			pando__debug_freeing(f, p, PANDO__PAGE_OWNER(s.entry) == f->me, site);
 	} while (!(PANDO__PAGE_OWNER(s.entry) == f->me ? free_own(f, &s, p) : free_remote(f, &s)));
 }
 
 size_t pando_usable_size(struct pando_region *r, const void *p)
 {
 	struct pando__front *f = pando__region_front(r);
+	uint64_t size;
 	struct seen s;
 
 	if (!f || look(&f->view, p, &s) != 0)
 		return 0;
-	return pando__object_size(&f->view, s.offset);
+	size = pando__object_size(&f->view, s.offset);
+	(void)pando__debug_size(&f->view, s.offset, &size);
+	return size;
 }
 
 static pando_holder holder_name(const struct pando__front *f, unsigned int client)
@@ -435,6 +455,7 @@ static bool fits(uint64_t old, size_t size)
 
 void *pando_realloc(struct pando_region *r, void *p, size_t size)
 {
+	const void *site = __builtin_return_address(0);
 	struct pando__front *f;
 	struct seen s;
 	uint64_t old;
@@ -442,26 +463,28 @@ void *pando_realloc(struct pando_region *r, void *p, size_t size)
 	void *to;
 
 	if (!p)
-		return pando_alloc(r, size);
+		return pando__alloc_for(r, size, site);
 	f = pando__region_front(r);
 	if (!f)
 		return NULL;
 	wrong = look(&f->view, p, &s);
 	if (wrong == 0 && !may(f, &s, true))
 		wrong = PANDO_MISUSE_FOREIGN;
+	if (wrong == 0 && f->debug)
+		wrong = overrun(f, &s, p);
 	if (wrong != 0) {
 		pando__misused(r, p, (enum pando_misuse)wrong, "resizing");
 		errno = EINVAL;
 		return NULL;
 	}
 	old = pando__object_size(&f->view, s.offset);
-	if (fits(old, size))
+	if (!pando__debug_size(&f->view, s.offset, &old) && !f->debug && fits(old, size))
 		return p;
-	to = pando_alloc(r, size);
+	to = pando__alloc_for(r, size, site);
 	if (!to)
 		return NULL;
 	memcpy(to, p, old < size ? old : size);
 	inherit(f, to, s.word);
-	pando_free(r, p);
+	pando__free_for(r, p, site);
 	return to;
 }

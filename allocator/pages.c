@@ -30,7 +30,7 @@
  * All under pages_lock but page-table entries and system calls: what a run consists of belongs to one
  * thread between the two bit operations.
  */
-#include "front.h"
+#include "debug.h"
 
 #include <errno.h>
 #include <stdlib.h>
@@ -499,6 +499,8 @@ static void free_pages(struct pando__front *f, uint64_t offset, uint64_t length,
 	uint64_t page = offset / PANDO__PAGE;
 	const uint64_t end = page + length / PANDO__PAGE;
 
+	if (f->debug)
+		pando__debug_leaving(f, offset, length);
 	for (uint64_t i = page; i < end; i++)
 		pando__store_relaxed(&f->view.page_table[i], 0);
 	PANDO_INJECT("heap.pages.cleared");

@@ -21,7 +21,7 @@
  * _Fork() or clone() no handler runs: pando__threads_check() comes before every use of a lock, and
  * knows the fork by a wiped page.
  */
-#include "front.h"
+#include "debug.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -273,6 +273,7 @@ static void front_delete(struct pando__front *f, bool abandon)
 	if (f->slabs)
 		pando__slabs_deinit(f);
 	pando__pages_deinit(f);
+	pando__debug_end(f);
 	free(f);
 }
 
@@ -306,7 +307,9 @@ static int init(struct pando__front *f, const struct pando__front_options *o)
 	f->view.self = f->me;
 	f->view.available = o->available;
 	pthread_mutex_init(&f->intent_lock, NULL);
-	rc = pando__pages_init(f);
+	rc = pando__debug_begin(f);
+	if (rc == 0)
+		rc = pando__pages_init(f);
 	if (rc == 0)
 		rc = pando__slabs_init(f);
 	return rc < 0 ? rc : pando__large_init(f);
@@ -374,6 +377,8 @@ void pando__front_free(struct pando__front *f)
 
 void pando__front_abandon(struct pando__front *f)
 {
-	(void)f; /* all of them, at the first sight of the fork */
+	/* All of them, at the first sight of the fork. */
 	pando__threads_check();
+	if (f->debug)
+		pando__debug_permit(f, f->view.first, f->view.end - f->view.first);
 }

@@ -129,7 +129,8 @@ enum pando_misuse {
 	PANDO_MISUSE_INTERIOR = 2, /* inside an object, or no object's beginning */
 	PANDO_MISUSE_DOUBLE_FREE = 3, /* free already: freed twice, or a pointer kept too long */
 	PANDO_MISUSE_FOREIGN = 4, /* held by another client */
-	PANDO_MISUSE_OVERRUN = 5 /* debug form: something wrote beyond the object's end */
+	PANDO_MISUSE_OVERRUN = 5, /* debug form: something wrote beyond the object's end */
+	PANDO_MISUSE_WRITTEN_FREE = 6 /* debug form: something wrote there while it was free */
 };
 
 /* `sentence` says what and where; it is valid during the call. */
@@ -139,7 +140,8 @@ typedef void (*pando_misuse_fn)(struct pando_region *r, const void *p, enum pand
 /*
  * What to call when pando_free() or pando_realloc() meets such a pointer; NULL: the default, which
  * writes the sentence to standard error and aborts. If the handler returns, the call does nothing.
- * For the whole process. Not while other threads free.
+ * For the whole process. Not while other threads free. In the debug form
+ * ($PANDO_HEAP_DEBUG, see pando_alloc(3)) allocating calls it too, and goes on if it returns.
  */
 PANDO_API void pando_heap_on_misuse(pando_misuse_fn handler, void *arg);
 
