@@ -98,6 +98,10 @@ static void show_difference(unsigned int i)
 	       i, is, c->holder, c->offset, c->bytes, heap, holder,
 	       view.objects[c->offset / PANDO__GRANULE], view.page_table[c->offset / PANDO__PAGE],
 	       view.spans[span].word, view.spans[span].held, view.spans[span].remote);
+	for (uint32_t k = c->events < 8 ? 0 : c->events - 8; k < c->events; k++)
+		printf("    round %u: line %u by %" PRIu64 ", offset 0x%" PRIx64 "\n",
+		       c->history[k % 8].round, c->history[k % 8].line, c->history[k % 8].who,
+		       c->history[k % 8].offset);
 }
 
 /* Sleeps, and sees how late it is woken. */
@@ -275,11 +279,12 @@ static uint32_t worker_of(uint64_t holder)
 static void resolve(struct common *c)
 {
 	char *p = (char *)pando_region_base(region) + c->offset;
-	pando_holder holder;
+	pando_holder holder = 0;
 	enum pando_holding is = c->offset ? pando_owner(region, p, &holder) : PANDO_HOLDING_NONE;
 
 	if (has_another_entry(c, c->offset) || pando_usable_size(region, p) != c->bytes)
 		is = PANDO_HOLDING_NONE;
+	common_note(c, __LINE__ + (int)is * 1000, COMMON_WHO(c->word));
 	if (is == PANDO_HOLDING_SHARED) {
 		c->word = COMMON_WORD(COMMON_SHARED, 0);
 	} else if (is == PANDO_HOLDING_HELD && worker_of(holder)) {
@@ -296,8 +301,10 @@ static void settle_books(void)
 	for (unsigned int i = 0; i < COMMON_MAX; i++) {
 		struct common *c = &shadow->common[i];
 
-		if (COMMON_STATE(c->word) == COMMON_HELD && !worker_of(c->holder))
+		if (COMMON_STATE(c->word) == COMMON_HELD && !worker_of(c->holder)) {
 			c->word = COMMON_WORD(COMMON_NONE, 0);
+			common_note(c, __LINE__, c->holder);
+		}
 	}
 	for (unsigned int i = 0; i < COMMON_MAX; i++) {
 		struct common *c = &shadow->common[i];
@@ -334,12 +341,39 @@ static void common_totals(unsigned int state, uint64_t holder, struct totals *t)
 	}
 }
 
+static void show_own(const struct worker_book *b)
+{
+	for (unsigned int i = 0; i < shadow->threads * OWN_MAX; i++) {
+		const struct own *o = &b->thread[i / OWN_MAX].own[i % OWN_MAX];
+		const uint64_t span = o->offset / PANDO__SPAN;
+		pando_holder holder = 0;
+		enum pando_holding heap;
+		unsigned int twice = 0;
+
+		if (!o->offset)
+			continue;
+		for (unsigned int k = 0; k < shadow->threads * OWN_MAX; k++)
+			twice += b->thread[k / OWN_MAX].own[k % OWN_MAX].offset == o->offset;
+		heap = pando_owner(region, (char *)pando_region_base(region) + o->offset, &holder);
+		if (heap != PANDO_HOLDING_PRIVATE || holder != b->holder || twice > 1)
+			printf("  own 0x%" PRIx64 ", %" PRIu64
+			       " bytes, %u times; the heap: holding %d by "
+			       "0x%" PRIx64 ", not 0x%" PRIx64
+			       ", word 0x%x, page 0x%x, span 0x%" PRIx64 "\n",
+			       o->offset, o->bytes, twice, heap, holder, b->holder,
+			       view.objects[o->offset / PANDO__GRANULE],
+			       view.page_table[o->offset / PANDO__PAGE], view.spans[span].word);
+	}
+}
+
 static void compare_worker(const struct worker_book *b, const struct pando__walk_client *heap)
 {
 	struct totals own = {0}, held = {0};
 
 	own_totals(b, &own);
 	common_totals(COMMON_HELD, b->holder, &held);
+	if (heap->objects != own.objects)
+		show_own(b);
 	if (heap->objects != own.objects)
 		fail_round("private objects of a worker", heap->objects, own.objects);
 	if (heap->bytes != own.bytes)
@@ -490,7 +524,7 @@ static void round_of_deaths(void)
 	check_heap();
 	bury();
 	(void)pando__add_acq_rel(&shadow->freeze, 1);
-	sum.rounds++;
+	shadow->round = ++sum.rounds;
 }
 
 /* --- beginning and end --- */

@@ -37,6 +37,12 @@ struct common {
 	uint64_t word;
 	uint64_t offset, bytes; /* written by who has claimed it */
 	uint64_t holder; /* HELD: pando_holder of the worker */
+	/* What was done with it last, for when something is wrong: line, process, round. */
+	struct {
+		uint32_t line, round;
+		uint64_t who, offset;
+	} history[8];
+	uint32_t events;
 };
 #define COMMON_WORD(state, who) ((uint64_t)(state) | (uint64_t)(who) << 8)
 #define COMMON_STATE(word) ((unsigned int)((word)&0xff))
@@ -67,6 +73,7 @@ struct shadow {
 	char address[108];
 	uint64_t base;
 	uint32_t workers, threads;
+	uint32_t round;
 	uint32_t freeze; /* odd: everybody stops between two operations */
 	uint32_t finish; /* free everything and exit */
 	uint32_t misuses;
@@ -78,6 +85,16 @@ struct shadow {
 };
 
 extern struct shadow *shadow;
+
+static inline void common_note(struct common *c, int line, uint64_t who)
+{
+	uint32_t n = c->events++ % 8;
+
+	c->history[n].line = (uint32_t)line;
+	c->history[n].round = shadow->round;
+	c->history[n].who = who;
+	c->history[n].offset = c->offset;
+}
 
 /* worker.c: a worker's life. Does not return. */
 void worker_run(unsigned int index) __attribute__((noreturn));

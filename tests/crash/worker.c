@@ -194,7 +194,7 @@ static void do_resize(struct worker_thread *t)
 }
 
 /* Claims an entry of one of these states. NULL: none found in a few tries. */
-static struct common *claim(struct worker_thread *t, unsigned int state, uint32_t who)
+static struct common *claim_(struct worker_thread *t, unsigned int state, uint32_t who, int line)
 {
 	for (unsigned int tries = 0; tries < 64; tries++) {
 		struct common *c = &shadow->common[rnd(t) % COMMON_MAX];
@@ -202,16 +202,23 @@ static struct common *claim(struct worker_thread *t, unsigned int state, uint32_
 
 		if (COMMON_STATE(word) != state || (who && COMMON_WHO(word) != who))
 			continue;
-		if (pando__cas_seq_cst(&c->word, &word, COMMON_WORD(COMMON_CLAIMED, getpid())))
-			return c;
+		if (!pando__cas_seq_cst(&c->word, &word, COMMON_WORD(COMMON_CLAIMED, getpid())))
+			continue;
+		common_note(c, line, (uint64_t)getpid());
+		return c;
 	}
 	return NULL;
 }
 
-static void unclaim(struct common *c, unsigned int state, uint32_t who)
+#define claim(t, state, who) claim_(t, state, who, __LINE__)
+
+static void unclaim_(struct common *c, unsigned int state, uint32_t who, int line)
 {
+	common_note(c, line, (uint64_t)getpid());
 	pando__store_release(&c->word, COMMON_WORD(state, who));
 }
+
+#define unclaim(c, state, who) unclaim_(c, state, who, __LINE__)
 
 static void do_share(struct worker_thread *t)
 {
