@@ -46,6 +46,10 @@
 #include "rebuild.h"
 
 #define JEMALLOC_MAX (32u << 10) /* its caches hold nothing larger */
+/* jemalloc's classes from 1 KiB up to 14 KiB are multiples of 256; larger ones lie anywhere. */
+#define SLAB_MAX (14u << 10)
+#define SLAB_ALIGN 256u
+#define LARGE_ALIGN 64u
 
 struct pando__large {
 	pando__je_hooks hooks; /* first: hooks are given its address */
@@ -389,7 +393,10 @@ static void *arena_alloc(struct pando__front *f, size_t alignment, size_t size)
 	enter_jemalloc();
 	arena = arena_of(f->large);
 	if (arena) {
-		flags = flags_of(f, arena) | PANDO__JE_LG_ALIGN(__builtin_ctzll(alignment));
+		flags = flags_of(f, arena);
+		/* Only where needed: with an alignment jemalloc does not look into its caches. */
+		if (alignment > (size <= SLAB_MAX ? SLAB_ALIGN : LARGE_ALIGN))
+			flags |= PANDO__JE_LG_ALIGN(__builtin_ctzll(alignment));
 		p = pando__je_mallocx(size, flags);
 	}
 	leave_jemalloc();

@@ -41,7 +41,7 @@
 #include "common/fail.h"
 #include "common/inject.h"
 
-#define DIRTY_LEAST 64u /* pages */
+#define DIRTY_LEAST 512u /* pages: 2 MiB */
 #define LOOK_AGAIN 16u /* nodes */
 #define PASSES 64u /* calls for which orphans that did not suit are not looked at again */
 #define CROSSING 8u /* pages: runs up to that length lie in one span */
