@@ -212,6 +212,67 @@ static void test_cloned(struct harness *h)
 	pando_disconnect(p);
 }
 
+/* Anonymous memory of this process in KiB, exact. */
+static long anonymous_kib(void)
+{
+	FILE *f = fopen("/proc/self/smaps_rollup", "re");
+	char line[128];
+	long kib = -1;
+
+	CHECK(f != NULL);
+	while (fgets(line, sizeof(line), f))
+		if (sscanf(line, "Anonymous: %ld", &kib) == 1)
+			break;
+	fclose(f);
+	CHECK(kib > 0);
+	return kib;
+}
+
+/* A child that has touched every size class and waits to be killed. */
+static pid_t touching_child(struct pando_region *r)
+{
+	pid_t pid;
+	int fd[2];
+	char c;
+
+	CHECK(pipe(fd) == 0);
+	pid = fork();
+	if (pid == 0) {
+		long before = anonymous_kib();
+
+		for (size_t size = 1; size <= 1024; size++)
+			pando_free(r, pando_alloc(r, size));
+		CHECK(anonymous_kib() - before <= 320);
+		CHECK(write(fd[1], "", 1) == 1);
+		pause();
+	}
+	close(fd[1]);
+	CHECK(read(fd[0], &c, 1) == 1);
+	close(fd[0]);
+	return pid;
+}
+
+/* What one more client costs. The first one is there so that the broker has looked at a heap. */
+static void test_footprint(struct harness *h)
+{
+	struct pando *p = harness_connect(h);
+	struct pando_region *r = open_heap(p, "footprint");
+	pid_t child[2];
+	uint64_t shared;
+
+	child[0] = touching_child(r);
+	harness_sleep_ms(2500); /* two of the broker's rounds */
+	shared = harness_file_kib(h->broker);
+	child[1] = touching_child(r);
+	/* 128 KiB: its slot page, and the heap's, to which two descriptors lead. */
+	CHECK(harness_file_kib(h->broker) - shared <= 4 + 2 * 124);
+	for (int i = 0; i < 2; i++) {
+		CHECK(kill(child[i], SIGKILL) == 0);
+		CHECK_INT(harness_join(child[i]), 256 + SIGKILL);
+	}
+	pando_disconnect(p);
+}
+
 /* A tree of forks, all of which allocate while they fork. */
 static void generations(struct pando_region *r, int depth)
 {
@@ -432,6 +493,7 @@ int main(int argc, char **argv)
 		{"detaching_frees", test_detaching_frees},
 		{"forked", test_forked},
 		{"cloned", test_cloned},
+		{"footprint", test_footprint},
 		{"generations", test_generations},
 		{"forked_among_threads", test_forked_among_threads},
 		{"killed", test_killed},
