@@ -20,6 +20,7 @@ int broker_init(struct broker *b, const struct broker_config *config, const stru
 	b->ops = ops;
 	b->store = store;
 	b->epoch = 1;
+	heap_init();
 	quota_init(&b->quota, config);
 	return window_init(&b->window, config->window_base, config->window_size);
 }
@@ -136,7 +137,8 @@ static void check_region(struct broker *b, struct region *r)
 	for (uint32_t i = 0; i < r->ledger->clients_high; i++)
 		live += PANDO__CLIENT_STATE(pando__ledger_client(r->ledger, i)->word) !=
 			PANDO__CLIENT_FREE;
-	must(live == users && r->ledger->clients_live == users, "entries in a client table");
+	must(live == users + r->heap.reaping && r->ledger->clients_live == live,
+	     "entries in a client table");
 	must(r->ledger->committed == r->record.committed, "committed size in ledger and record");
 }
 

@@ -7,8 +7,9 @@
  * through struct broker_ops. server.c connects it to libuv; the fuzzer and the unit tests connect
  * it to a few functions of their own.
  *
- * Everything here runs on one thread, except job_work(), which runs on a worker and touches its job
- * and, while a region is CREATING, that region's files. Objects:
+ * Everything here runs on one thread, except job_work(), which runs on a worker and touches its job;
+ * while a region is CREATING, that region's files; and, in a job of the heap, what struct
+ * region_heap says. Objects:
  *
  *	broker --- clients (by ascending id) --- attachments --- regions (by ascending id)
  *	                       \--- one request under way at most: a job, or parked
@@ -19,6 +20,7 @@
  *
  * Invariants (broker_check() verifies them):
  *	region->users == attachments that lead to it and have a slot == LIVE entries of its table
+ *	region->heap.reaping == REAPING entries of its table
  *	region->holds == attachments that lead to it and are released
  *	client->busy <=> client->job or client->parked
  *	memory booked for a uid == sum over its regions of the more of `committed` and `target`
@@ -36,6 +38,7 @@
 #include <stdint.h>
 #include <sys/types.h>
 
+#include "allocator/heap.h"
 #include "backend/backend.h"
 #include "common/fail.h"
 #include "common/layout.h"
@@ -104,6 +107,7 @@ enum job_kind {
 	JOB_SHRINK, /* gives [from, to) back */
 	JOB_ROLLBACK, /* the same, after a restart: nobody waits for an answer */
 	JOB_FREE, /* gives all back, then the region goes */
+	JOB_HEAP, /* in region->heap.job: see heap.c */
 };
 
 struct job {
@@ -122,6 +126,44 @@ struct job {
 	uint64_t outside[32]; /* for whoever runs jobs */
 };
 
+enum heap_work { HEAP_RECOVER, HEAP_REAP, HEAP_LOOK, HEAP_SWEEP, HEAP_SHRINK, HEAP_SETTLE };
+
+#define HEAP_SLOT_WORDS ((PANDO__HEAP_CLIENTS + 63) / 64)
+#define HEAP_TICKS 16u /* a heap is swept with every so many ticks, whatever it says */
+
+/*
+ * The broker's side of a region's heap (heap.c). While `working`, the worker has what is marked W;
+ * the loop's thread reads of it only what it needs to queue more, and changes nothing of it.
+ */
+struct region_heap {
+	struct pando__view view; /* W; base NULL: not mapped yet */
+	const char *slots; /* W: mapped, read-only */
+	bool there; /* it has a heap, as far as known */
+	bool unusable; /* it cannot be looked at */
+	struct job job;
+	bool working;
+	enum heap_work doing; /* W */
+	uint32_t slot; /* W: REAP: whose */
+	uint64_t begun_ns;
+	struct pando__reclaimed reclaimed; /* W */
+	uint32_t reaping; /* REAPING entries: those in `dead` and those in `waiting` */
+	bool recover, sweep, look, settle; /* to be done */
+	/* SHRINK: wanted size (W), that it was done for whoever waits, and how it went. */
+	uint64_t size;
+	bool shrunk;
+	int shrink_result; /* W */
+	char shrink_text[PANDO__ERROR_MAX]; /* W */
+	bool failed; /* the last job did: nothing more until the next tick */
+	unsigned int failures;
+	uint32_t ticks;
+	/* Bitmaps of slots. */
+	uint64_t dead[HEAP_SLOT_WORDS]; /* to be reaped; the page is as they left it */
+	uint64_t waiting
+		[HEAP_SLOT_WORDS]; /* W: reaped, but named by a transfer when last looked at */
+	uint64_t free[HEAP_SLOT_WORDS]; /* W: LOOK: named no more */
+	uint64_t told[HEAP_SLOT_WORDS]; /* W: SWEEP: had something to collect at the last sweep */
+};
+
 struct region {
 	struct region *next, *previous; /* of the broker, by ascending id */
 	struct broker *broker;
@@ -134,6 +176,7 @@ struct region {
 	uint32_t taken_hint; /* no free entry below */
 	uint32_t users; /* attachments with a slot */
 	uint32_t holds; /* those that are released */
+	struct region_heap heap;
 	struct job job; /* what is being done to it, if `working` */
 	bool working;
 	bool placed; /* it has its range of the window */
@@ -186,10 +229,14 @@ struct broker {
 	unsigned int patience_ms;
 	unsigned int jobs; /* under way */
 	bool draining;
+	bool ending; /* for good: clients that are let go live on */
 	bool store_lost; /* a put failed: the supervisor is gone */
 	uint64_t client_count, region_count, committed;
 	uint64_t clients_total, deaths_total, requests_total, errors_total, refused_total;
 	uint64_t reap_ns_last, reap_ns_max;
+	/* Reapings in heaps: how many, what they freed, how long the work itself took. */
+	uint64_t heap_reaps_total, heap_objects_total, heap_bytes_total;
+	uint64_t heap_reap_ns_last, heap_reap_ns_max;
 };
 
 /* broker.c: the whole. */
@@ -293,6 +340,8 @@ int region_make_files(struct region *r);
  */
 int region_open_files(struct region *r);
 void region_put(struct region *r, bool with_files);
+/* True if its memory comes with use, and the broker commits none. */
+bool region_lazy(const struct region *r);
 /* Marks it destroyed: no name any more. by: whose request it is, or NULL. */
 void region_destroy(struct region *r, const struct client *by);
 /* Frees it if nothing needs it any more. */
@@ -305,8 +354,11 @@ int ledger_validate(const struct region *r);
 /* Takes an entry and makes it LIVE. Returns 0; -EUSERS, -ENOMEM with a sentence. */
 int ledger_take(struct region *r, const struct client *c, bool readonly, uint32_t *slot,
 		uint64_t *generation);
-/* LIVE or REAPING -> FREE. */
+/* LIVE or REAPING -> FREE: the three steps below at once. */
 void ledger_reap(struct region *r, uint32_t slot);
+void ledger_begin_reap(struct region *r, uint32_t slot); /* -> REAPING; the page stays */
+void ledger_clear_slot(struct region *r, uint32_t slot); /* zeroes the page */
+void ledger_end_reap(struct region *r, uint32_t slot); /* -> FREE, with the next generation */
 void ledger_set_readonly(struct region *r, uint32_t slot, bool readonly);
 void ledger_set_committed(struct region *r, uint64_t committed);
 void ledger_set_destroyed(struct region *r);
@@ -319,6 +371,34 @@ void ledger_mark_taken(struct region *r, uint32_t slot, bool taken);
 void job_start(struct region *r, enum job_kind kind, struct client *c, uint64_t from, uint64_t to);
 void job_work(struct job *job);
 void job_done(struct job *job);
+
+/* heap.c: heaps. */
+void heap_init(void); /* once in the process: SIGBUS in a heap ends a job, not the broker */
+/* True if a client has made a heap in the region. */
+bool heap_there(struct region *r);
+void heap_unmap(struct region *r);
+/*
+ * The client of this slot is gone. Its entry is FREE at once, or, where it may have had something in
+ * a heap, REAPING until that is dealt with.
+ */
+void heap_release(struct region *r, uint32_t slot, bool readonly);
+/* The broker before this one may have died at work there. */
+void heap_take_up(struct region *r);
+/* Starts what is to be done next, if nothing is being done. */
+void heap_continue(struct region *r);
+/* The region ends: REAPING entries become FREE without more work. Not while `working`. */
+void heap_drop(struct region *r);
+/* Called each second. */
+void heap_tick(struct broker *b);
+/*
+ * Before the committed size shrinks to `size`: 0 if nothing is in the way, 1 if the request has been
+ * parked until that is known, or a negative errno with a sentence.
+ */
+int heap_shrink(struct client *c, const struct pando__msg *msg, struct region *r, uint64_t size);
+/* After it has grown, or not shrunk after all. */
+void heap_grown(struct region *r);
+void heap_work(struct job *job);
+void heap_done(struct job *job);
 
 /* takeup.c: after a restart. */
 struct takeup_client {

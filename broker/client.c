@@ -98,10 +98,10 @@ struct attachment *client_attachment(struct client *c, uint64_t region_id)
 	return a;
 }
 
-/* Gives the slot back. */
+/* Gives the slot back; where there is a heap, it is free when that has been reaped. */
 static void release(struct attachment *a)
 {
-	ledger_reap(a->region, a->slot);
+	heap_release(a->region, a->slot, a->readonly);
 	a->released = true;
 	a->region->users--;
 	a->region->holds++;

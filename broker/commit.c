@@ -49,6 +49,9 @@ void job_start(struct region *r, enum job_kind kind, struct client *c, uint64_t 
 	job->at = from;
 	job->end = to;
 	job->giving = kind != JOB_CREATE && kind != JOB_GROW;
+	/* The heap's clients take memory themselves, where they need it. */
+	if (!job->giving && region_lazy(r))
+		job->at = to;
 	job->begun = false;
 	job->cancelled = 0;
 	job->result = 0;
@@ -67,7 +70,7 @@ static int enough_memory(const struct job *job)
 {
 	char need[PANDO__SIZE_TEXT], have[PANDO__SIZE_TEXT];
 	struct pando__backend_probe probe;
-	uint64_t length = job->to - job->from;
+	uint64_t length = job->to - job->at;
 
 	if (length <= BROKER_PIECE) /* commit asks by itself */
 		return 0;
@@ -133,7 +136,7 @@ static void take(struct job *job)
 
 	if (rc == 0 && pando__load_relaxed(&job->cancelled))
 		rc = pando__fail(ECANCELED, "the client is gone");
-	if (rc == 0) {
+	if (rc == 0 && n > 0) {
 		rc = patiently(job, take_piece);
 		job->at += n; /* a piece that failed may be there in part */
 		PANDO_INJECT("broker.commit.piece");
@@ -192,7 +195,9 @@ static void give(struct job *job)
 
 void job_work(struct job *job)
 {
-	if (job->giving)
+	if (job->kind == JOB_HEAP)
+		heap_work(job);
+	else if (job->giving)
 		give(job);
 	else
 		take(job);
@@ -268,6 +273,7 @@ static void resized(struct region *r, struct client *c)
 	 * Killed before this: the successor finds the size in the record and says it in the ledger.
 	 */
 	ledger_set_committed(r, r->record.committed);
+	heap_grown(r);
 	if (c && job->result < 0)
 		handler_fail(c, job->result, job->text);
 	else if (c)
@@ -296,6 +302,10 @@ void job_done(struct job *job)
 	struct client *c = job->client;
 	const uint64_t id = r->record.id;
 
+	if (job->kind == JOB_HEAP) {
+		heap_done(job);
+		return;
+	}
 	if (job->at < job->end) { /* others' jobs have their turn between two pieces */
 		b->ops->submit(b, job);
 		return;
@@ -315,6 +325,8 @@ void job_done(struct job *job)
 		break;
 	case JOB_FREE:
 		freed(r);
+		break;
+	case JOB_HEAP: /* see above */
 		break;
 	}
 	r = region_by_id(b, id); /* it may be gone */

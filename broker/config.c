@@ -154,6 +154,16 @@ static int parse_quota_clients(struct config_quota *q, const char *v)
 	return ret;
 }
 
+static int set_quota_heap(struct broker_config *c, const char *v)
+{
+	return parse_size("quota-heap", v, &c->quota.heap);
+}
+
+static int set_quota_heap_client(struct broker_config *c, const char *v)
+{
+	return parse_size("quota-heap-client", v, &c->quota.heap_client);
+}
+
 static int set_quota_memory(struct broker_config *c, const char *v)
 {
 	return parse_quota_memory(&c->quota, v);
@@ -197,8 +207,14 @@ static int parse_limit(struct config_quota *q, const char *item, const char *who
 		return parse_quota_regions(q, item + 8);
 	if (strncmp(item, "clients=", 8) == 0)
 		return parse_quota_clients(q, item + 8);
-	return pando__fail(
-		EINVAL, "quota \"%s\": \"%s\" is none of memory=, regions=, clients=", whole, item);
+	if (strncmp(item, "heap=", 5) == 0)
+		return parse_size("quota-heap", item + 5, &q->heap);
+	if (strncmp(item, "heap-client=", 12) == 0)
+		return parse_size("quota-heap-client", item + 12, &q->heap_client);
+	return pando__fail(EINVAL,
+			   "quota \"%s\": \"%s\" is none of memory=, regions=, clients=, heap=, "
+			   "heap-client=",
+			   whole, item);
 }
 
 /*
@@ -292,6 +308,8 @@ static const struct setting {
 	{"quota-memory", required_argument, set_quota_memory, NULL, 0},
 	{"quota-regions", required_argument, set_quota_regions, NULL, 0},
 	{"quota-clients", required_argument, set_quota_clients, NULL, 0},
+	{"quota-heap", required_argument, set_quota_heap, NULL, 0},
+	{"quota-heap-client", required_argument, set_quota_heap_client, NULL, 0},
 	{"quota", required_argument, set_quota, NULL, 0},
 	{"log-level", required_argument, set_log_level, "PANDO_LOG_LEVEL", 0},
 	{"log-file", required_argument, set_log_file, NULL, 0},
@@ -612,7 +630,9 @@ void config_usage(FILE *out)
 	      "  --quota-memory SIZE    memory per user (0: no limit, the default)\n"
 	      "  --quota-regions N      regions per user\n"
 	      "  --quota-clients N      connected processes per user\n"
-	      "  --quota UID:memory=SIZE,regions=N,clients=N\n"
+	      "  --quota-heap SIZE      of one heap, what a user's processes may own together\n"
+	      "  --quota-heap-client SIZE  of one heap, what each process may own\n"
+	      "  --quota UID:memory=SIZE,regions=N,clients=N,heap=SIZE,heap-client=SIZE\n"
 	      "                         limits of one user, by name or number; may be repeated\n"
 	      "  --log-level LEVEL      error, warn, info (default) or debug\n"
 	      "  --log-file FILE        a file, stderr (default) or journal; SIGHUP opens a file "

@@ -38,6 +38,8 @@ enum config_role {
 
 struct config_quota {
 	uint64_t memory; /* bytes; 0: no limit */
+	uint64_t heap; /* bytes that the user's clients may own in one heap; 0: no limit */
+	uint64_t heap_client; /* and each of them */
 	uint32_t regions; /* 0: no limit */
 	uint32_t clients; /* 0: no limit */
 };

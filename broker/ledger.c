@@ -45,6 +45,7 @@ void ledger_format(struct region *r)
 	l->slot_size = PANDO__SLOT_SIZE;
 	memcpy(l->name, r->record.name, sizeof(l->name));
 	l->committed = r->record.committed;
+	l->flags = r->record.flags & PANDO_HEAP;
 	/* Killed before this: nobody has seen the file, and it goes with the broker. */
 	pando__store_release(&l->magic, PANDO__LEDGER_MAGIC);
 }
@@ -59,7 +60,8 @@ int ledger_validate(const struct region *r)
 	if (l->region_id != r->record.id || l->base != r->record.base ||
 	    l->max_size != r->record.max_size || l->backend != r->record.backend ||
 	    l->max_clients != PANDO__MAX_CLIENTS || l->slot_size != PANDO__SLOT_SIZE ||
-	    l->header_size != PANDO__LEDGER_HEADER || l->clients_high > PANDO__MAX_CLIENTS ||
+	    l->flags != (r->record.flags & PANDO_HEAP) || l->header_size != PANDO__LEDGER_HEADER ||
+	    l->clients_high > PANDO__MAX_CLIENTS ||
 	    memcmp(l->name, r->record.name, sizeof(l->name)) != 0)
 		return pando__fail(EINVAL, "the ledger and the record do not describe one region");
 	return 0;
@@ -116,6 +118,7 @@ static int extend(struct region *r, uint32_t slot)
 int ledger_take(struct region *r, const struct client *c, bool readonly, uint32_t *slot,
 		uint64_t *generation)
 {
+	const struct config_quota quota = config_quota_for(r->broker->config, c->who.uid);
 	uint32_t i = lowest_free(r);
 	struct pando__ledger_client *e;
 	int rc;
@@ -137,6 +140,8 @@ int ledger_take(struct region *r, const struct client *c, bool readonly, uint32_
 	e->uid = c->who.uid;
 	e->gid = c->who.gid;
 	e->readonly = readonly;
+	e->heap_quota = quota.heap_client;
+	e->heap_quota_user = quota.heap;
 	PANDO_INJECT("broker.attach.fields");
 	/*
 	 * Killed before this: the entry is FREE, its fields mean nothing. After: the successor
@@ -151,7 +156,7 @@ int ledger_take(struct region *r, const struct client *c, bool readonly, uint32_
 }
 
 /* Writes zeroes over a slot's page: its memory stays allocated. */
-static void clear_slot(struct region *r, uint32_t slot)
+void ledger_clear_slot(struct region *r, uint32_t slot)
 {
 	static const char zeroes[PANDO__SLOT_SIZE];
 	off_t at = (off_t)slot * PANDO__SLOT_SIZE;
@@ -170,21 +175,35 @@ static void clear_slot(struct region *r, uint32_t slot)
 	}
 }
 
-void ledger_reap(struct region *r, uint32_t slot)
+void ledger_begin_reap(struct region *r, uint32_t slot)
 {
 	struct pando__ledger_client *e = pando__ledger_client(r->ledger, slot);
-	uint64_t generation = PANDO__CLIENT_GENERATION(e->word);
 
 	PANDO_INJECT("broker.reap.begin");
-	pando__store_release(&e->word, PANDO__CLIENT_WORD(generation, PANDO__CLIENT_REAPING));
+	/* Others look at it after a change of their own: partner is attached() in object.c. */
+	pando__store_seq_cst(&e->word, PANDO__CLIENT_WORD(PANDO__CLIENT_GENERATION(e->word),
+							  PANDO__CLIENT_REAPING));
 	PANDO_INJECT("broker.reap.reaping");
-	/* Killed from here to the last store: REAPING, and the successor clears the page again. */
-	clear_slot(r, slot);
-	PANDO_INJECT("broker.reap.cleared");
-	pando__store_release(&e->word, PANDO__CLIENT_WORD(generation + 1, PANDO__CLIENT_FREE));
+	/* Killed from here to the last store: REAPING, and the successor reaps it again. */
+}
+
+void ledger_end_reap(struct region *r, uint32_t slot)
+{
+	struct pando__ledger_client *e = pando__ledger_client(r->ledger, slot);
+	const uint64_t next = PANDO__CLIENT_GENERATION(e->word) + 1;
+
+	pando__store_release(&e->word, PANDO__CLIENT_WORD(next, PANDO__CLIENT_FREE));
 	PANDO_INJECT("broker.reap.free");
 	pando__store_relaxed(&r->ledger->clients_live, r->ledger->clients_live - 1);
 	ledger_mark_taken(r, slot, false);
+}
+
+void ledger_reap(struct region *r, uint32_t slot)
+{
+	ledger_begin_reap(r, slot);
+	ledger_clear_slot(r, slot);
+	PANDO_INJECT("broker.reap.cleared");
+	ledger_end_reap(r, slot);
 }
 
 void ledger_set_readonly(struct region *r, uint32_t slot, bool readonly)

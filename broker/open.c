@@ -253,7 +253,7 @@ static int create(struct client *c, const struct pando__msg *msg)
 	record.uid = c->who.uid;
 	record.gid = m->set_gid ? m->gid : c->who.gid;
 	record.mode = m->mode ? m->mode : 0600;
-	record.flags = m->flags & PANDO_TRANSIENT;
+	record.flags = m->flags & (PANDO_TRANSIENT | PANDO_HEAP);
 	memcpy(record.name, m->name, sizeof(record.name));
 	return begin(c, msg, &record, why);
 }

@@ -48,7 +48,7 @@ struct region_record {
 	uint64_t creator, creator_seq; /* client and message that made it */
 	uint64_t destroyer, destroyer_seq; /* client and message that destroyed it, or 0 */
 	uint32_t uid, gid, mode;
-	uint32_t flags; /* PANDO_TRANSIENT; PANDO_REGION_DESTROYED */
+	uint32_t flags; /* PANDO_TRANSIENT, PANDO_HEAP; PANDO_REGION_DESTROYED */
 	uint32_t grant_count;
 	uint32_t ending; /* 1: its addresses are given back, and may be another region's by now */
 	struct region_grant grants[REGION_MAX_GRANTS];

@@ -65,6 +65,7 @@ void region_free(struct region *r)
 	if (r->placed)
 		window_release(&b->window, r->record.base);
 	quota_discharge(&b->quota, r->record.uid, r->charged, 1, 0);
+	heap_unmap(r);
 	if (r->ledger)
 		munmap(r->ledger, PANDO__LEDGER_SIZE);
 	close_fd(r->ledger_fd);
@@ -131,6 +132,11 @@ int region_open_files(struct region *r)
 	return 0;
 }
 
+bool region_lazy(const struct region *r)
+{
+	return (r->record.flags & PANDO_HEAP) && r->backend->page_size == PANDO__PAGE;
+}
+
 void region_put(struct region *r, bool with_files)
 {
 	const int fds[STORE_MAX_FDS] = {r->ledger_fd, r->slots_fd, r->heap_fd, r->heap_ro};
@@ -160,6 +166,8 @@ static void begin_dying(struct region *r)
 
 	if (!(r->record.flags & PANDO_REGION_DESTROYED))
 		region_destroy(r, NULL);
+	heap_drop(r);
+	heap_unmap(r); /* before others can have its addresses */
 	r->state = REGION_DYING;
 	if (r->placed) {
 		r->record.ending = 1;
@@ -184,7 +192,7 @@ void region_settle(struct region *r)
 	const uint32_t ends = PANDO_TRANSIENT | PANDO_REGION_DESTROYED;
 
 	if (r->state != REGION_LIVE || r->users > 0 || r->holds > 0 || r->working ||
-	    !(r->record.flags & ends))
+	    r->heap.working || !(r->record.flags & ends))
 		return;
 	if (r->waiting.first) /* requests that were made before it ended come first */
 		return;

@@ -31,9 +31,15 @@ static int grow(struct client *c, struct region *r, uint64_t size)
 	return 0;
 }
 
-static void shrink(struct client *c, struct region *r, uint64_t size)
+static int shrink(struct client *c, const struct pando__msg *msg, struct region *r, uint64_t size)
 {
 	const uint64_t old = r->record.committed;
+	int rc = heap_shrink(c, msg, r, size);
+
+	if (rc != 0) /* its heap is in the way, or it is being looked whether it is */
+		return rc < 0 ? rc : 0;
+	PANDO_INJECT("broker.shrink.heap");
+	/* Killed before the put: the successor lets the heap have its spans again. */
 
 	r->record.committed = size;
 	r->record.target = old;
@@ -46,6 +52,7 @@ static void shrink(struct client *c, struct region *r, uint64_t size)
 	 */
 	ledger_set_committed(r, size);
 	job_start(r, JOB_SHRINK, c, size, old);
+	return 0;
 }
 
 int resize_request(struct client *c, const struct pando__msg *msg)
@@ -79,8 +86,7 @@ int resize_request(struct client *c, const struct pando__msg *msg)
 	if (rounded > r->record.committed)
 		return grow(c, r, rounded);
 	if (rounded < r->record.committed)
-		shrink(c, r, rounded);
-	else
-		handler_done(c, rounded);
+		return shrink(c, msg, r, rounded);
+	handler_done(c, rounded);
 	return 0;
 }

@@ -37,6 +37,7 @@
 #define HELLO_LIMIT_NS 10000000000ull /* who has not said HELLO by then is dropped */
 #define SILENT_MAX 4096u /* clients that have not said HELLO yet */
 #define SWEEP_MS 2000
+#define HEAP_MS 1000
 
 static bool nothing_left(const struct server *s)
 {
@@ -84,6 +85,14 @@ static void on_sweep(uv_timer_t *timer)
 	}
 	if (silent == 0)
 		uv_timer_stop(timer);
+	server_bury(s);
+}
+
+static void on_heap_timer(uv_timer_t *timer)
+{
+	struct server *s = timer->data;
+
+	heap_tick(&s->broker);
 	server_bury(s);
 }
 
@@ -300,7 +309,8 @@ static int begin(struct server *s)
 		return pando__fail(ENOMEM, "cannot make an event loop");
 	uv_timer_init(&s->loop, &s->sweep);
 	uv_timer_init(&s->loop, &s->drain_timer);
-	s->sweep.data = s->drain_timer.data = s;
+	uv_timer_init(&s->loop, &s->heap_timer);
+	s->sweep.data = s->heap_timer.data = s->drain_timer.data = s;
 	if (s->config->role == CONFIG_ROLE_BROKER) {
 		rc = store_open(&store, s->config->channel);
 		if (rc < 0)
@@ -319,6 +329,7 @@ static int begin(struct server *s)
 	if (s->config->embedded)
 		uv_timer_start(&s->drain_timer, on_time_up, EMBEDDED_GRACE_MS, 0);
 	uv_timer_start(&s->sweep, on_sweep, SWEEP_MS, SWEEP_MS);
+	uv_timer_start(&s->heap_timer, on_heap_timer, HEAP_MS, HEAP_MS);
 	return 0;
 }
 
@@ -338,6 +349,7 @@ static void end(struct server *s)
 	struct broker *b = &s->broker;
 
 	s->stopping = true;
+	b->ending = true;
 	for (struct client *c = b->clients; c; c = c->next)
 		conn_doom(c->outside);
 	server_bury(s);

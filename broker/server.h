@@ -45,7 +45,7 @@ struct server {
 	uv_loop_t loop;
 	uv_poll_t listener, store_poll;
 	uv_signal_t sigterm, sigint, sighup;
-	uv_timer_t sweep, drain_timer;
+	uv_timer_t sweep, heap_timer, drain_timer;
 	bool with_listener, with_store; /* these polls are running */
 	bool ours; /* the socket's path is ours to remove */
 	int listen_fd;

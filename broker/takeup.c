@@ -7,7 +7,8 @@
  * through:
  *
  *	LIVE, its client has a record		attached, as before
- *	LIVE, no such client; REAPING		the dead broker was about to reap it: reaped now
+ *	LIVE, no such client; REAPING		the dead broker was about to reap it: reaped (again),
+ *						where there is a heap by a worker
  *	FREE					nothing
  *
  * and what the dead broker was doing with the region's memory is undone or finished (records.h). A
@@ -162,7 +163,7 @@ static void attach_again(struct region *r, uint32_t slot, const struct pando__le
 	if (c && !client_attachment(c, r->record.id))
 		a = calloc(1, sizeof(*a));
 	if (!a) {
-		ledger_reap(r, slot);
+		heap_release(r, slot, e->readonly);
 		return;
 	}
 	a->client = c;
@@ -182,6 +183,7 @@ static void walk_table(struct region *r)
 	struct pando__ledger *l = r->ledger;
 	uint32_t used = 0;
 
+	heap_take_up(r);
 	for (uint32_t i = 0; i < l->clients_high; i++)
 		if (PANDO__CLIENT_STATE(pando__ledger_client(l, i)->word) != PANDO__CLIENT_FREE) {
 			ledger_mark_taken(r, i, true);
@@ -194,7 +196,7 @@ static void walk_table(struct region *r)
 		if (PANDO__CLIENT_STATE(e->word) == PANDO__CLIENT_LIVE)
 			attach_again(r, i, e);
 		else if (PANDO__CLIENT_STATE(e->word) == PANDO__CLIENT_REAPING)
-			ledger_reap(r, i);
+			heap_release(r, i, e->readonly);
 	}
 }
 
@@ -211,6 +213,7 @@ static void finish(struct region *r)
 	ledger_announce(r); /* it may have died between a change and telling of it */
 	if (destroyer)
 		destroyer->found_removed = record->destroyer_seq;
+	heap_continue(r);
 	if (record->target > record->committed) {
 		log_info("region \"%s\": giving back what was being resized", record->name);
 		job_start(r, JOB_ROLLBACK, NULL, record->committed, record->target);

@@ -140,6 +140,11 @@ int walk_status(struct client *c)
 	info->refused_total = b->refused_total;
 	info->reap_ns_last = b->reap_ns_last;
 	info->reap_ns_max = b->reap_ns_max;
+	info->heap_reaps_total = b->heap_reaps_total;
+	info->heap_objects_total = b->heap_objects_total;
+	info->heap_bytes_total = b->heap_bytes_total;
+	info->heap_reap_ns_last = b->heap_reap_ns_last;
+	info->heap_reap_ns_max = b->heap_reap_ns_max;
 	info->quota_memory = quota.memory;
 	info->quota_regions = quota.regions;
 	info->quota_clients = quota.clients;

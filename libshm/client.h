@@ -3,8 +3,8 @@
  * The client library's insides: a handle, its regions, and the conversation with the broker.
  *
  * Modules: connect.c (addresses, connecting, leaving), call.c (the conversation), region.c (mapping
- * and unmapping), admin.c (requests that map nothing), fork.c (what a fork() means), embedded.c (a
- * broker of one's own).
+ * and unmapping), heap.c (the front of a region's heap), admin.c (requests that map nothing), fork.c
+ * (what a fork() means), embedded.c (a broker of one's own).
  *
  * Locks, in this order:
  *
@@ -43,6 +43,7 @@
 
 #include <pando/pando.h>
 
+#include "allocator/front.h"
 #include "common/layout.h"
 #include "protocol/protocol.h"
 
@@ -99,6 +100,7 @@ struct pando {
 };
 
 struct pando_region {
+	struct pando__gate gate; /* heap.c; first, where the heap's fast paths look */
 	struct pando *p;
 	struct pando_region *next; /* under p->lock */
 	unsigned int opens; /* under p->lock */
@@ -171,6 +173,10 @@ struct pando_region *pando__region_by_id(struct pando *p, uint64_t id);
  */
 int pando__region_take_slot(struct pando_region *r, const struct pando__msg_opened *opened,
 			    uint64_t client_id, uint64_t since_ns);
+
+/* heap.c: the region is about to be unmapped; or has been inherited by a fork(). */
+void pando__region_heap_close(struct pando_region *r);
+void pando__region_heap_forked(struct pando_region *r);
 
 /* fork.c */
 int pando__fork_enlist(struct pando *p);

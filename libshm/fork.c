@@ -22,7 +22,7 @@
  * share (`under_way`: plus one before fork(), minus one by the child), and the last close of a
  * region waits for them, a moment at most: a child may have been killed.
  *
- * The parent's slot page is made read-only in the child. Descriptors that another thread of the
+ * The parent's slot page is made read-only in the child, its heap fronts are forgotten. Descriptors that another thread of the
  * parent had just received, and the list of mappings, are in order because they change under
  * `lock`. What such a thread had on its stack is lost, as after any fork().
  *
@@ -87,8 +87,10 @@ static void forked(struct pando *p)
 		p->socket = -1;
 	}
 	pando__hang_up(p);
-	for (struct pando_region *r = p->regions; r; r = r->next)
+	for (struct pando_region *r = p->regions; r; r = r->next) {
 		disown_slot(r);
+		pando__region_heap_forked(r);
+	}
 	if (!p->live) /* a thread was about to get it, or be rid of it: it is nobody's here */
 		p->standing = PANDO__GONE;
 	else if (p->standing == PANDO__TALKING)
@@ -113,15 +115,22 @@ static void prepare(void)
 	pthread_mutex_lock(&handles_lock);
 	for (struct pando *p = handles; p; p = p->next)
 		pthread_mutex_lock(&p->lock);
+	pando__large_fork_prepare();
 	if (under_way && handles)
 		pando__add_relaxed(under_way, 1);
 }
 
-static void parent(void)
+static void unlock_handles(void)
 {
 	for (struct pando *p = handles; p; p = p->next)
 		pthread_mutex_unlock(&p->lock);
 	pthread_mutex_unlock(&handles_lock);
+}
+
+static void parent(void)
+{
+	pando__large_fork_parent();
+	unlock_handles();
 }
 
 /* The child is on its own; unless somebody has given up waiting for it, the count goes down. */
@@ -138,7 +147,8 @@ static void child(void)
 {
 	int saved = errno;
 
-	parent();
+	pando__large_fork_child();
+	unlock_handles();
 	pando__embedded_forked();
 	for (struct pando *p = handles; p; p = p->next)
 		forked(p);

@@ -40,7 +40,7 @@
 #include "common/inject.h"
 #include "maps.h"
 
-#define OPEN_FLAGS (PANDO_CREATE | PANDO_EXCL | PANDO_READONLY | PANDO_TRANSIENT)
+#define OPEN_FLAGS (PANDO_CREATE | PANDO_EXCL | PANDO_READONLY | PANDO_TRANSIENT | PANDO_HEAP)
 
 struct pando_region *pando__region_by_id(struct pando *p, uint64_t id)
 {
@@ -335,10 +335,11 @@ static int check_open(const char *name, unsigned int flags, const struct pando_r
 	if (flags & ~OPEN_FLAGS)
 		return pando__fail(EINVAL, "region \"%s\": flags 0x%x has bits that mean nothing",
 				   name, flags);
-	if ((flags & (PANDO_EXCL | PANDO_TRANSIENT)) && !(flags & PANDO_CREATE))
-		return pando__fail(
-			EINVAL, "region \"%s\": PANDO_EXCL and PANDO_TRANSIENT need PANDO_CREATE",
-			name);
+	if ((flags & (PANDO_EXCL | PANDO_TRANSIENT | PANDO_HEAP)) && !(flags & PANDO_CREATE))
+		return pando__fail(EINVAL,
+				   "region \"%s\": PANDO_EXCL, PANDO_TRANSIENT and PANDO_HEAP need "
+				   "PANDO_CREATE",
+				   name);
 	return flags & PANDO_CREATE ? check_options(name, o) : 0;
 }
 
@@ -437,6 +438,7 @@ static int close_last(struct pando *p, struct pando_region *r, int connected)
 		at = &(*at)->next;
 	*at = r->next;
 	known = r->membership == PANDO__ATTACHED || r->membership == PANDO__ASKED;
+	pando__region_heap_close(r);
 	unmap(r);
 	pthread_mutex_unlock(&p->lock);
 	PANDO_INJECT("client.close.unmapped");

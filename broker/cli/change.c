@@ -22,7 +22,8 @@ enum {
 	OPT_ADDRESS = 'a',
 	OPT_BACKEND = 'k',
 	OPT_MODE = 'M',
-	OPT_GROUP = 'g'
+	OPT_GROUP = 'g',
+	OPT_HEAP = 'H'
 };
 
 static const struct option create_options[] = {
@@ -32,6 +33,7 @@ static const struct option create_options[] = {
 	{"backend", required_argument, NULL, OPT_BACKEND},
 	{"mode", required_argument, NULL, OPT_MODE},
 	{"group", required_argument, NULL, OPT_GROUP},
+	{"heap", no_argument, NULL, OPT_HEAP},
 	CLI_COMMON_LONG,
 };
 
@@ -73,13 +75,16 @@ static int print_region(struct pando *p, const char *name)
 static int run_create(int argc, char **argv)
 {
 	struct pando_region_options options = {0};
+	unsigned int flags = PANDO_CREATE | PANDO_EXCL;
 	struct pando_region *region;
 	struct pando *p;
 	int c, rc;
 
-	while ((c = cli_option(&cli_create, argc, argv, "s:m:a:k:M:g:" CLI_COMMON_SHORT,
+	while ((c = cli_option(&cli_create, argc, argv, "s:m:a:k:M:g:H" CLI_COMMON_SHORT,
 			       create_options)) != -1)
-		if (!create_option(c, &options))
+		if (c == OPT_HEAP)
+			flags |= PANDO_HEAP;
+		else if (!create_option(c, &options))
 			return CLI_USAGE;
 	cli_arguments(&cli_create, argc, 1, 1);
 	if (options.size == 0)
@@ -88,7 +93,7 @@ static int run_create(int argc, char **argv)
 	rc = cli_connect(&p);
 	if (rc != CLI_OK)
 		return rc;
-	rc = pando_region_open(p, argv[optind], PANDO_CREATE | PANDO_EXCL, &options, &region);
+	rc = pando_region_open(p, argv[optind], flags, &options, &region);
 	if (rc == 0)
 		rc = pando_region_close(region);
 	rc = rc < 0 ? cli_fail_last(rc) : print_region(p, argv[optind]);
@@ -108,7 +113,9 @@ const struct cli_verb cli_create = {
 		"picks one)\n"
 		"  -k, --backend NAME    auto, memfd, hugetlb or mshare (default: auto)\n"
 		"  -M, --mode MODE       permission bits, octal (default: 0600)\n"
-		"  -g, --group GROUP     its group, of which you are a member\n",
+		"  -g, --group GROUP     its group, of which you are a member\n"
+		"  -H, --heap            for a heap alone: the size is what it may take, memory "
+		"comes with use\n",
 	.run = run_create,
 };
 

@@ -45,8 +45,8 @@ struct cli_verb {
 	bool own_help; /* parses --help and the common options itself (run) */
 };
 
-extern const struct cli_verb cli_ls, cli_stat, cli_clients, cli_create, cli_resize, cli_grant,
-	cli_rm, cli_doctor, cli_metrics, cli_run;
+extern const struct cli_verb cli_ls, cli_stat, cli_clients, cli_heap, cli_create, cli_resize,
+	cli_grant, cli_rm, cli_doctor, cli_metrics, cli_run;
 
 /* Options that all verbs have; set by cli_option(). */
 extern struct cli_options {

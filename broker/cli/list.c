@@ -37,6 +37,7 @@ enum {
 	R_GROUP,
 	R_MODE,
 	R_AGE,
+	R_HEAP,
 	R_TRANSIENT,
 	R_DESTROYED,
 	R_ID,
@@ -58,6 +59,7 @@ static const struct cli_column region_columns[R_COLUMNS] = {
 	[R_GROUP] = {"group", "GROUP", 0},
 	[R_MODE] = {"mode", "MODE", 0},
 	[R_AGE] = {"age_seconds", "AGE", CLI_RIGHT | CLI_NUMBER},
+	[R_HEAP] = {"heap", "HEAP", CLI_BOOLEAN},
 	[R_TRANSIENT] = {"transient", "TRANSIENT", CLI_BOOLEAN},
 	[R_DESTROYED] = {"destroyed", "DESTROYED", CLI_BOOLEAN | CLI_JSON_ONLY},
 	[R_ID] = {"id", "ID", CLI_NUMBER | CLI_JSON_ONLY},
@@ -79,6 +81,7 @@ static const struct cli_column stat_columns[R_COLUMNS] = {
 	[R_GROUP] = {"group", "Group", 0},
 	[R_MODE] = {"mode", "Mode", 0},
 	[R_AGE] = {"age_seconds", "Age", CLI_NUMBER},
+	[R_HEAP] = {"heap", "For a heap", CLI_BOOLEAN},
 	[R_TRANSIENT] = {"transient", "Transient", CLI_BOOLEAN},
 	[R_DESTROYED] = {"destroyed", "Destroyed", CLI_BOOLEAN},
 	[R_ID] = {"id", "Id", CLI_NUMBER},
@@ -110,6 +113,7 @@ void cli_region_line(struct cli_table *t, const struct pando_region_info *info)
 	cli_group(t, R_GROUP, info->gid);
 	cli_text(t, R_MODE, mode);
 	cli_duration(t, R_AGE, age_ns(info->created_ns));
+	cli_bool(t, R_HEAP, info->flags & PANDO_HEAP);
 	cli_bool(t, R_TRANSIENT, info->flags & PANDO_TRANSIENT);
 	cli_bool(t, R_DESTROYED, info->flags & PANDO_REGION_DESTROYED);
 	cli_number(t, R_ID, info->id);

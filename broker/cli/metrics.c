@@ -63,6 +63,15 @@ static void broker_metrics(const struct pando_broker_info *b)
 	seconds("pando_reap_last_seconds",
 		"From noticing the last death to the end of its clean-up.", b->reap_ns_last);
 	seconds("pando_reap_max_seconds", "The longest such clean-up.", b->reap_ns_max);
+	counter("pando_heap_reaps", "Times that a dead client's part of a heap was taken back.",
+		b->heap_reaps_total);
+	counter("pando_heap_reaped_objects", "Objects that were freed in doing so.",
+		b->heap_objects_total);
+	family("pando_heap_reaped_bytes", "counter", "bytes", "Bytes of these objects.");
+	printf("pando_heap_reaped_bytes_total %" PRIu64 "\n", b->heap_bytes_total);
+	seconds("pando_heap_reap_last_seconds", "How long the last one took.",
+		b->heap_reap_ns_last);
+	seconds("pando_heap_reap_max_seconds", "The longest one.", b->heap_reap_ns_max);
 	gauge("pando_quota_memory_bytes", "bytes",
 	      "Memory that one user may have in regions; 0: no limit.", b->quota_memory);
 	gauge("pando_quota_regions", NULL, "Regions that one user may have; 0: no limit.",

@@ -12,7 +12,7 @@ _pando_regions() {
 
 _pando() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' i words='' options
-	local verbs='run ls stat clients create resize grant rm doctor metrics help version'
+	local verbs='run ls stat clients heap create resize grant rm doctor metrics help version'
 
 	COMPREPLY=()
 	for ((i = 1; i < COMP_CWORD; i++)); do
@@ -40,14 +40,14 @@ _pando() {
 	esac
 	if [[ $cur == -* ]]; then
 		options='--broker --json --bytes --no-headings --quiet --help'
-		[[ $verb == create ]] && options+=' --size --max-size --address --backend --mode --group'
+		[[ $verb == create ]] && options+=' --size --max-size --address --backend --mode --group --heap'
 		[[ $verb == run ]] && options=$("${COMP_WORDS[0]}" run --help 2>/dev/null |
 			grep -oE '(^|[ ,])--[a-z][a-z-]+' | tr -d ' ,' | sort -u)
 		mapfile -t COMPREPLY < <(compgen -W "$options" -- "$cur")
 		return
 	fi
 	case $verb in
-	stat | clients | resize | rm) words=$(_pando_regions) ;;
+	stat | clients | heap | resize | rm) words=$(_pando_regions) ;;
 	grant)
 		case $cur in
 		user:* | group:*) ;; # the colon splits words: completing who is left to the typist

@@ -278,3 +278,43 @@ int cli_table_print(struct cli_table *t, bool vertical)
 		return cli_fail(CLI_FAILED, "cannot write the output");
 	return CLI_OK;
 }
+
+/* The members of the object that a table is in JSON, without the braces around them. */
+static char *members(struct cli_table *t)
+{
+	char *text, *from, *to;
+
+	if (scols_print_table_to_string(t->scols, &text) != 0)
+		must(NULL);
+	from = strchr(text, '{');
+	to = strrchr(text, '}');
+	if (!from || !to)
+		must(NULL);
+	*to = '\0';
+	memmove(text, from + 1, strlen(from + 1) + 1);
+	for (to = text + strlen(text); to > text && (to[-1] == '\n' || to[-1] == ' ');)
+		*--to = '\0';
+	return text;
+}
+
+int cli_tables_print(struct cli_table *const *tables, unsigned int n)
+{
+	int rc = CLI_OK;
+
+	for (unsigned int i = 0; i < n; i++) {
+		if (!cli.json) {
+			if (i > 0)
+				putchar('\n');
+			rc = cli_table_print(tables[i], i == 0);
+		} else {
+			char *text = members(tables[i]);
+
+			printf("%s%s%s", i ? "," : "{", text, i + 1 == n ? "\n}\n" : "");
+			free(text);
+			cli_table_free(tables[i]);
+		}
+	}
+	if (fflush(stdout) != 0 || ferror(stdout))
+		return cli_fail(CLI_FAILED, "cannot write the output");
+	return rc;
+}

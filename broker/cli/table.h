@@ -60,6 +60,12 @@ void cli_paint(struct cli_table *t, unsigned int column, const char *colour);
  */
 int cli_table_print(struct cli_table *t, bool vertical);
 
+/*
+ * Prints and frees several: for people one after the other, the first one vertically; in JSON one
+ * object with the array of each.
+ */
+int cli_tables_print(struct cli_table *const *tables, unsigned int n);
+
 /* Frees a table that is not to be printed after all. */
 void cli_table_free(struct cli_table *t);
 

@@ -28,15 +28,14 @@ static struct armed {
 static unsigned int armed_count;
 static const char *once; /* path; NULL: points always count */
 
-__attribute__((constructor)) static void arm(void)
+void pando__inject_arm(const char *list)
 {
-	const char *env = secure_getenv("PANDO_INJECT");
 	char copy[1024], *save = NULL;
 
-	if (!env || strlen(env) >= sizeof(copy))
+	armed_count = 0;
+	if (strlen(list) >= sizeof(copy))
 		return;
-	once = secure_getenv("PANDO_INJECT_ONCE");
-	strcpy(copy, env);
+	strcpy(copy, list);
 	for (char *item = strtok_r(copy, ",", &save); item && armed_count < MAX_ARMED;
 	     item = strtok_r(NULL, ",", &save)) {
 		char *equals = strchr(item, '='), *at = strchr(item, '@');
@@ -45,6 +44,7 @@ __attribute__((constructor)) static void arm(void)
 		if (!equals || (size_t)(equals - item) >= sizeof(a->name))
 			continue;
 		*equals = '\0';
+		a->seen = 0;
 		a->at = at ? strtoul(at + 1, NULL, 10) : 1;
 		if (at)
 			*at = '\0';
@@ -54,6 +54,15 @@ __attribute__((constructor)) static void arm(void)
 		strcpy(a->action, equals + 1);
 		armed_count++;
 	}
+}
+
+__attribute__((constructor)) static void arm(void)
+{
+	const char *list = secure_getenv("PANDO_INJECT");
+
+	once = secure_getenv("PANDO_INJECT_ONCE");
+	if (list)
+		pando__inject_arm(list);
 }
 
 bool pando__inject(const char *name)

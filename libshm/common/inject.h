@@ -22,9 +22,12 @@
 
 #ifdef PANDO_INJECTION
 bool pando__inject(const char *name);
+/* Arms these points in place of all others, in the form above: for tests that fork. */
+void pando__inject_arm(const char *list);
 #define PANDO_INJECT(name) ((void)pando__inject(name))
 #define PANDO_INJECT_FAIL(name) pando__inject(name)
 #else
+#define pando__inject_arm(list) ((void)(list))
 #define PANDO_INJECT(name) ((void)0)
 #define PANDO_INJECT_FAIL(name) false
 #endif

@@ -68,7 +68,12 @@ struct pando__ledger_client {
 	uint32_t uid;
 	uint32_t gid;
 	uint32_t readonly;
-	uint64_t reserved[2]; /* 0 */
+	/*
+	 * Bytes of the region's heap that this client may own, and that all clients of its user may
+	 * own together; 0: no limit.
+	 */
+	uint64_t heap_quota;
+	uint64_t heap_quota_user;
 };
 
 /*
@@ -99,7 +104,8 @@ struct pando__ledger {
 	/* entries at and above this index have never been used; only grows */
 	uint32_t clients_high;
 	uint32_t clients_live; /* a hint for statistics; recounted by a restarted broker */
-	uint8_t reserved[PANDO__LEDGER_HEADER - 152];
+	uint32_t flags; /* PANDO_HEAP: the heap's spans have memory only while somebody owns them */
+	uint8_t reserved[PANDO__LEDGER_HEADER - 156];
 };
 
 /*

@@ -107,11 +107,11 @@ static const char *check_open(const struct pando__msg *msg)
 {
 	const struct pando__msg_open *m = &msg->open;
 	const uint32_t known = PANDO_CREATE | PANDO_EXCL | PANDO_READONLY | PANDO_TRANSIENT |
-			       PANDO__OPEN_NO_ATTACH | PANDO__OPEN_INHERITED;
+			       PANDO_HEAP | PANDO__OPEN_NO_ATTACH | PANDO__OPEN_INHERITED;
 
 	if (m->flags & ~known)
 		return "unknown flag";
-	if ((m->flags & (PANDO_EXCL | PANDO_TRANSIENT | PANDO__OPEN_NO_ATTACH)) &&
+	if ((m->flags & (PANDO_EXCL | PANDO_TRANSIENT | PANDO_HEAP | PANDO__OPEN_NO_ATTACH)) &&
 	    !(m->flags & PANDO_CREATE))
 		return "a flag that needs PANDO_CREATE";
 	if ((m->flags & PANDO__OPEN_INHERITED) &&

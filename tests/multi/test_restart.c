@@ -29,6 +29,8 @@
 #include <pando/pando.h>
 
 #include "common/atomic.h"
+#include "allocator/heap.h"
+#include "client.h"
 #include "daemon.h"
 #include "points.h"
 
@@ -288,13 +290,21 @@ static void random_deaths(void)
 	daemon_stop(&d);
 }
 
+enum doom {
+	DOOM_PLAIN,
+	/*
+	 * A process that the library knows nothing of has its connection for a little longer, so
+	 * that death and hang-up are two events.
+	 */
+	DOOM_HELD,
+	DOOM_HEAP /* it has made a heap */
+};
+
 /*
  * A client that attaches and is killed: the broker has somebody to clean up after. It is made
- * before this process has "work" mapped, and goes on when told by the pipe. held: a process that
- * the library knows nothing of has its connection for a little longer, so that death and hang-up
- * are two events.
+ * before this process has the region mapped, and goes on when told by the pipe.
  */
-static pid_t start_doomed(int pipe_fds[2], bool held)
+static pid_t start_doomed(int pipe_fds[2], enum doom doom)
 {
 	pid_t pid;
 
@@ -302,13 +312,19 @@ static pid_t start_doomed(int pipe_fds[2], bool held)
 	pid = fork();
 	CHECK(pid >= 0);
 	if (pid == 0) {
+		struct pando__view view;
+		struct pando_region *r;
 		struct pando *p;
 		char c;
 
 		CHECK(read(pipe_fds[0], &c, 1) == 1);
 		OK(pando_connect(&p, d.address));
-		(void)open_region(p, "work", 0, 0);
-		if (held && syscall(SYS_fork) == 0) {
+		r = open_region(p, doom == DOOM_HEAP ? "heap" : "work", 0, 0);
+		if (doom == DOOM_HEAP) {
+			OK(pando__view_init(&view, pando_region_base(r), r->ledger));
+			OK(pando__heap_format(&view));
+		}
+		if (doom == DOOM_HELD && syscall(SYS_fork) == 0) {
 			daemon_nap(0.03);
 			_exit(0);
 		}
@@ -328,6 +344,23 @@ static void let_it_die(pid_t pid, int pipe_fds[2])
 	close(pipe_fds[1]);
 }
 
+/* A region with a heap, one of whose clients dies. */
+static void one_heap(struct pando *p, pid_t doomed, int pipe_fds[2])
+{
+	struct pando_region *r = open_region(p, "heap", PANDO_CREATE | PANDO_TRANSIENT, 72 * MIB);
+	struct pando_region_stat st;
+
+	let_it_die(doomed, pipe_fds);
+	for (int i = 0; i < 500; i++) { /* reaped by a worker, or by the next broker's */
+		OK(pando_region_stat(r, &st));
+		if (st.clients == 1)
+			break;
+		daemon_nap(0.01);
+	}
+	CHECK_EQ(st.clients, 1);
+	OK(pando_region_close(r));
+}
+
 /* Everything that the broker can be asked for, once. */
 static void one_of_each(void)
 {
@@ -336,8 +369,10 @@ static void one_of_each(void)
 	struct pando_region *r, *t;
 	struct pando *p;
 	uint64_t cursor = 0;
-	int pipe_fds[2], held_pipe_fds[2];
-	pid_t doomed = start_doomed(pipe_fds, false), held = start_doomed(held_pipe_fds, true);
+	int pipe_fds[2], held_pipe_fds[2], heap_pipe_fds[2];
+	pid_t doomed = start_doomed(pipe_fds, DOOM_PLAIN);
+	pid_t held = start_doomed(held_pipe_fds, DOOM_HELD);
+	pid_t heap = start_doomed(heap_pipe_fds, DOOM_HEAP);
 	char *base;
 
 	OK(pando_connect(&p, d.address));
@@ -354,6 +389,7 @@ static void one_of_each(void)
 	let_it_die(held, held_pipe_fds);
 	t = open_region(p, "passing", PANDO_CREATE | PANDO_TRANSIENT, MIB);
 	OK(pando_region_close(t));
+	one_heap(p, heap, heap_pipe_fds);
 	OK(pando_clients(p, &cursor, clients, 8));
 	OK(pando_region_destroy(p, "work"));
 	CHECK(base[0] == 5 && base[MIB - 1] == 5);

@@ -57,7 +57,8 @@ static void takes_every_option(void **state)
 	(void)state;
 	assert_int_equal(LOAD("--socket", "@x", "--backend=memfd", "--window-base=0x40000000000",
 			      "--window-size=1T", "--quota-memory=1.5G", "--quota-regions=7",
-			      "--quota-clients=8", "--quota", "1000:memory=2G,clients=3",
+			      "--quota-clients=8", "--quota-heap=3M", "--quota-heap-client=2M",
+			      "--quota", "1000:memory=2G,clients=3,heap-client=1M",
 			      "--log-level=debug", "--log-file=/tmp/log", "--drain-timeout=0.25",
 			      "--no-supervisor", "--embedded", "--ready-fd=2"),
 			 0);
@@ -68,6 +69,10 @@ static void takes_every_option(void **state)
 	assert_true(config.quota.memory == 3ull << 29);
 	assert_int_equal(config.quota.regions, 7);
 	assert_int_equal(config.quota.clients, 8);
+	assert_int_equal(config.quota.heap, 3 << 20);
+	assert_int_equal(config.quota.heap_client, 2 << 20);
+	assert_int_equal(config.users[0].quota.heap, 3 << 20);
+	assert_int_equal(config.users[0].quota.heap_client, 1 << 20);
 	assert_int_equal(config.user_count, 1);
 	assert_int_equal(config.log_level, LOG_LEVEL_DEBUG);
 	assert_string_equal(config.log_target, "/tmp/log");
@@ -117,6 +122,8 @@ static void refuses_bad_values(void **state)
 	assert_refused(LOAD("--quota-memory=lots"), EINVAL, "\"lots\"");
 	assert_refused(LOAD("--quota-regions=-1"), EINVAL, "\"-1\"");
 	assert_refused(LOAD("--quota-clients=4294967296"), EINVAL, "4294967295");
+	assert_refused(LOAD("--quota-heap=much"), EINVAL, "\"much\"");
+	assert_refused(LOAD("--quota=1000:heap=-1"), EINVAL, "\"-1\"");
 	assert_refused(LOAD("--quota=1000"), EINVAL, "UID:memory");
 	assert_refused(LOAD("--quota=:memory=1G"), EINVAL, "UID:memory");
 	assert_refused(LOAD("--quota=nobody-has-this-name:memory=1G"), EINVAL, "no user");

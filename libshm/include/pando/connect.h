@@ -89,6 +89,9 @@ struct pando_broker_info {
 	uint32_t default_backend; /* enum pando_backend that `auto` picks now */
 	uint32_t drain; /* 1 while the broker drains */
 	char version[16];
+	/* What was taken back from dead clients in heaps: times, objects, bytes; and how long that took. */
+	uint64_t heap_reaps_total, heap_objects_total, heap_bytes_total;
+	uint64_t heap_reap_ns_last, heap_reap_ns_max;
 };
 
 /*

@@ -5,6 +5,7 @@
 
 #include <pando/connect.h>
 #include <pando/error.h>
+#include <pando/heap.h>
 #include <pando/region.h>
 
 #endif

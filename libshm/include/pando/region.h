@@ -39,6 +39,12 @@ PANDO_API const char *pando_backend_name(unsigned int backend);
 #define PANDO_EXCL 0x2u /* with PANDO_CREATE: fail with -EEXIST if there is one */
 #define PANDO_READONLY 0x4u /* map it without the right to write, for good */
 #define PANDO_TRANSIENT 0x8u /* with PANDO_CREATE: destroy it when its last user is gone */
+/*
+ * With PANDO_CREATE: the region is for its heap (pando/heap.h) alone. Its size is what the heap may
+ * take at most, and counts for quotas; memory is taken when objects need it and returned when they
+ * are gone. Where the backend is hugetlb, all memory is committed at once all the same.
+ */
+#define PANDO_HEAP 0x10u
 
 struct pando_region;
 
@@ -152,7 +158,7 @@ struct pando_region_info {
 	uint32_t page_size; /* bytes */
 	uint32_t uid, gid, mode;
 	uint32_t clients; /* attached processes */
-	uint32_t flags; /* PANDO_TRANSIENT; PANDO_REGION_DESTROYED */
+	uint32_t flags; /* PANDO_TRANSIENT, PANDO_HEAP; PANDO_REGION_DESTROYED */
 	uint32_t grants; /* entries in the access list */
 	char name[PANDO_REGION_NAME_MAX + 1];
 };

@@ -1,0 +1,169 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Where the tables of a heap lie, making a heap, and the size classes.
+ *
+ * The geometry follows from the region's maximum size, which the ledger says, and from nothing that
+ * lies in the heap: every client and the broker compute it for themselves and agree. The header
+ * repeats it for people and for programs of another version.
+ *
+ *	offset		what					bytes, for 1 GiB
+ *	0		header					4 KiB
+ *	4 KiB		a line for each client			1 MiB
+ *	...		span table, 32 B for each 256 KiB	128 KiB
+ *	...		page table, 4 B for each 4 KiB		1 MiB
+ *	...		object words, 2 B for each 32 B		64 MiB
+ *	first		spans
+ *
+ * Each table begins at a page, so that a region that takes memory with use can take it for one part
+ * of one table. What is committed when: header and span table by pando__heap_format(), a client's
+ * line by pando__front_new(), a span's part of page table and object words by who takes the span.
+ * So span words can be read at any time, the rest behind a span word that is not FREE.
+ *
+ * Making the heap is writing the header: its fields, then by one compare-and-swap its magic. Two who
+ * do it at once write the same; one who is killed leaves a header without a magic, whose fields are
+ * zero or right. Anything else in that page is somebody's data, and the region carries no heap.
+ */
+#include "heap.h"
+
+#include <errno.h>
+#include <string.h>
+
+#include "common/atomic.h"
+#include "common/fail.h"
+#include "common/inject.h"
+
+static_assert(PANDO__SMALL_MAX == 1024, "the tables below");
+static_assert(PANDO__GRANULE == 32, "the tables below");
+static_assert(PANDO__GRANULE == PANDO_HEAP_GRANULE, "promised in the public header");
+static_assert(PANDO__SPAN_PAGES == 64, "a word of bits in struct pando__span");
+static_assert(sizeof(struct pando__intent) * PANDO__INTENTS + PANDO__INTENTS_OFFSET <=
+		      PANDO__SLOT_SIZE,
+	      "intents lie in the slot page");
+
+#define SIZE_CLASS(granules)                                                                       \
+	{                                                                                          \
+		.size = (granules)*PANDO__GRANULE, .count = PANDO__SLAB_GRANULES / (granules),     \
+		.inverse = (65536 + (granules)-1) / (granules)                                     \
+	}
+
+/* Four for each doubling: at most a fifth is lost, a seventh on average. */
+const struct pando__class pando__classes[PANDO__CLASSES] = {
+	{.size = 0},	SIZE_CLASS(1),	SIZE_CLASS(2),	SIZE_CLASS(3),	SIZE_CLASS(4),
+	SIZE_CLASS(5),	SIZE_CLASS(6),	SIZE_CLASS(7),	SIZE_CLASS(8),	SIZE_CLASS(10),
+	SIZE_CLASS(12), SIZE_CLASS(14), SIZE_CLASS(16), SIZE_CLASS(20), SIZE_CLASS(24),
+	SIZE_CLASS(28), SIZE_CLASS(32),
+};
+
+/* An object of size 0 takes a granule like one of size 1. */
+const uint8_t pando__class_of_granules[PANDO__SMALL_MAX / PANDO__GRANULE + 1] = {
+	1,  1,	2,  3,	4,  5,	6,  7,	8,  9,	9,  10, 10, 11, 11, 12, 12,
+	13, 13, 13, 13, 14, 14, 14, 14, 15, 15, 15, 15, 16, 16, 16, 16,
+};
+
+static uint64_t page_up(uint64_t bytes)
+{
+	return (bytes + PANDO__PAGE - 1) / PANDO__PAGE * PANDO__PAGE;
+}
+
+/* The header that a heap of this size has, without its magic. */
+static void describe(struct pando__heap *h, uint64_t max_size)
+{
+	uint64_t tables;
+
+	memset(h, 0, sizeof(*h));
+	h->version = PANDO__HEAP_VERSION;
+	h->granule = PANDO__GRANULE;
+	h->clients = PANDO__PAGE;
+	h->spans = h->clients +
+		   page_up(PANDO__HEAP_CLIENTS * (uint64_t)sizeof(struct pando__heap_client));
+	h->page_table = h->spans + page_up(max_size / PANDO__SPAN * sizeof(struct pando__span));
+	h->objects = h->page_table + page_up(max_size / PANDO__PAGE * sizeof(uint32_t));
+	tables = h->objects + page_up(max_size / PANDO__GRANULE * sizeof(uint16_t));
+	h->first = (tables + PANDO__SPAN - 1) / PANDO__SPAN * PANDO__SPAN;
+	h->end = max_size / PANDO__SPAN * PANDO__SPAN;
+}
+
+int pando__view_init(struct pando__view *v, char *base, const struct pando__ledger *ledger)
+{
+	struct pando__heap h;
+
+	memset(v, 0, sizeof(*v));
+	v->base = base;
+	v->ledger = ledger;
+	v->max_size = ledger->max_size;
+	v->lazy = (ledger->flags & PANDO_HEAP) && ledger->page_size == PANDO__PAGE;
+	describe(&h, v->max_size);
+	if (v->max_size >> 47 || h.end < h.first || h.end - h.first < 2ull * PANDO__SPAN)
+		return pando__fail(EINVAL,
+				   "region \"%.63s\" is too small for a heap: %llu bytes at most",
+				   ledger->name, (unsigned long long)v->max_size);
+	v->heap = (struct pando__heap *)base;
+	v->clients = (struct pando__heap_client *)(base + h.clients);
+	v->spans = (struct pando__span *)(base + h.spans);
+	v->page_table = (uint32_t *)(base + h.page_table);
+	v->objects = (uint16_t *)(base + h.objects);
+	v->first = h.first;
+	v->end = h.end;
+	return 0;
+}
+
+static int not_a_heap(const struct pando__view *v)
+{
+	return pando__fail(EINVAL,
+			   "region \"%.63s\" carries no heap: its first page has other content",
+			   v->ledger->name);
+}
+
+/*
+ * Writes the header's fields that are not there yet. They are read one by one, as somebody else may
+ * be writing them; hints, which change all the time, begin at `search`.
+ */
+static int fill_header(const struct pando__view *v, const struct pando__heap *want)
+{
+	const uint64_t *from = (const uint64_t *)(const void *)want;
+	uint64_t *to = (uint64_t *)(void *)v->heap;
+
+	for (size_t i = 1; i < offsetof(struct pando__heap, search) / sizeof(uint64_t); i++) {
+		uint64_t there = pando__load_relaxed(&to[i]);
+
+		if (there != 0 && there != from[i])
+			return not_a_heap(v);
+	}
+	for (size_t i = 1; i < offsetof(struct pando__heap, search) / sizeof(uint64_t); i++)
+		if (from[i])
+			pando__store_relaxed(&to[i], from[i]);
+	PANDO_INJECT("heap.format.fields");
+	return 0;
+}
+
+int pando__heap_format(struct pando__view *v)
+{
+	struct pando__heap want;
+	uint64_t magic;
+	int rc;
+
+	describe(&want, v->max_size);
+	if (pando__load_acquire(&v->ledger->committed) < want.first + PANDO__SPAN)
+		return pando__fail(
+			ENOMEM,
+			"region \"%.63s\" has %llu bytes, and the tables of a heap for its maximum "
+			"take %llu; make it larger, or with a smaller maximum",
+			v->ledger->name, (unsigned long long)v->ledger->committed,
+			(unsigned long long)want.first);
+	rc = pando__commit(v, 0, PANDO__PAGE);
+	if (rc == 0)
+		rc = pando__commit(v, want.spans, want.page_table - want.spans);
+	if (rc < 0)
+		return rc;
+	/* Pairs with the compare-and-swap below: the fields were there before the magic. */
+	magic = pando__load_acquire(&v->heap->magic);
+	if (magic != 0 && magic != PANDO__HEAP_MAGIC)
+		return not_a_heap(v);
+	rc = fill_header(v, &want);
+	if (rc < 0 || magic != 0)
+		return rc;
+	if (!pando__cas_acq_rel(&v->heap->magic, &magic, PANDO__HEAP_MAGIC) &&
+	    magic != PANDO__HEAP_MAGIC)
+		return not_a_heap(v);
+	return 0;
+}

@@ -1,0 +1,490 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * One object: who holds it, handing it on, freeing it when the fast path does not apply, misuse.
+ *
+ * Everything here begins with look(): is this an address at which an object begins, and what does
+ * its word say? A word then changes by one compare-and-swap from what was seen; if another thread or
+ * process was faster, its new value decides. So two who free, transfer or share the same object at
+ * once are put in an order, and the second one is told.
+ *
+ * Freeing an object in another client's span:
+ *
+ *	intent FREE		(own slot page)
+ *	word -> REMOTE		from here on it is free: nobody but its owner and the broker touches it
+ *	hints			the span's bit, the owner's line, so that the owner looks
+ *	intent cleared
+ *
+ * Killed before the word: nothing has happened. After it: the broker finds the intent and sets the
+ * hints. The hints are set only where they are not set already, and they are cleared by an exchange
+ * before the words are looked at; both sides are sequentially consistent, so either the collector
+ * sees REMOTE or this side sees the hint gone, and sets it.
+ *
+ * Giving an object to another client:
+ *
+ *	intent TRANSFER		with the receiver's slot and generation: the slot is not given away
+ *				while it stands
+ *	receiver alive?		else: -ESRCH, nothing has happened
+ *	word -> SHARED(to)	from here on it is the receiver's
+ *	span.held		so that the broker looks here when the receiver dies
+ *	receiver alive?		else: taken back; if its reaping was faster, it was given and died with
+ *				its holder
+ *	intent cleared
+ *
+ * Misuse is found by the word (free already, another's) or by the address (outside, inside an
+ * object); the heap is as before in every case, and the handler is told.
+ */
+#include "debug.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "common/atomic.h"
+#include "common/fail.h"
+#include "common/inject.h"
+
+static pando_misuse_fn misuse_handler;
+static void *misuse_arg;
+
+void pando_heap_on_misuse(pando_misuse_fn handler, void *arg)
+{
+	misuse_arg = arg;
+	misuse_handler = handler;
+}
+
+/* The address of one object, and what is known of it. */
+struct seen {
+	uint64_t offset;
+	uint32_t entry; /* of its page */
+	uint16_t word;
+};
+
+/* The offset in its slab of the object that `offset` lies in; *begins: is it its first byte? */
+static uint32_t index_in_slab(uint64_t offset, unsigned int class, bool *begins)
+{
+	uint32_t granule = (uint32_t)(offset / PANDO__GRANULE % PANDO__SLAB_GRANULES);
+	uint32_t index = granule * pando__classes[class].inverse >> 16;
+
+	*begins = offset % PANDO__GRANULE == 0 &&
+		  index * (pando__classes[class].size / PANDO__GRANULE) == granule &&
+		  index < pando__classes[class].count;
+	return index;
+}
+
+/* True if a live large object begins before offset and reaches over it. */
+static bool inside_large(const struct pando__view *v, uint64_t offset)
+{
+	uint64_t at = offset / PANDO__GRANULE * PANDO__GRANULE;
+
+	while (at > v->first) {
+		uint32_t entry;
+		uint16_t word;
+
+		at -= PANDO__GRANULE;
+		entry = pando__load_relaxed(&v->page_table[at / PANDO__PAGE]);
+		if (PANDO__PAGE_CLASS(entry) != PANDO__CLASS_LARGE)
+			return false;
+		word = pando__load_acquire(pando__word(v, at));
+		if (word == PANDO__OBJECT_FREE || PANDO__OBJECT_IS_LENGTH(word))
+			continue;
+		return (word == PANDO__OBJECT_LIVE || PANDO__OBJECT_IS_SHARED(word)) &&
+		       at + pando__large_size(v, at) > offset;
+	}
+	return false;
+}
+
+/*
+ * Looks at p. 0: an object begins there, which is neither free nor CACHED nor REMOTE; else what is
+ * wrong with it.
+ */
+static int look(const struct pando__view *v, const void *p, struct seen *s)
+{
+	enum pando__span_state span;
+	unsigned int class;
+	bool begins = true;
+
+	s->offset = pando__offset(v, p);
+	if (s->offset < v->first || s->offset >= v->end)
+		return PANDO_MISUSE_NOT_OURS;
+	/* Behind a span that is nobody's, the page table may have no memory. */
+	span = PANDO__SPAN_STATE(pando__load_acquire(&v->spans[s->offset / PANDO__SPAN].word));
+	s->entry = 0;
+	if (span == PANDO__SPAN_OWNED || span == PANDO__SPAN_ORPHAN || span == PANDO__SPAN_SWEEPING)
+		s->entry = pando__load_acquire(&v->page_table[s->offset / PANDO__PAGE]);
+	class = PANDO__PAGE_CLASS(s->entry);
+	if (class == PANDO__CLASS_NONE || PANDO__PAGE_OWNER(s->entry) == 0)
+		return s->offset % PANDO__GRANULE ? PANDO_MISUSE_INTERIOR
+						  : PANDO_MISUSE_DOUBLE_FREE;
+	if (class < PANDO__CLASSES)
+		(void)index_in_slab(s->offset, class, &begins);
+	else if (class != PANDO__CLASS_LARGE || s->offset % PANDO__GRANULE)
+		begins = false;
+	if (!begins)
+		return PANDO_MISUSE_INTERIOR;
+	s->word = pando__load_acquire(pando__word(v, s->offset));
+	if (s->word == PANDO__OBJECT_LIVE || PANDO__OBJECT_IS_SHARED(s->word))
+		return 0;
+	if (class == PANDO__CLASS_LARGE && s->word != PANDO__OBJECT_CACHED &&
+	    s->word != PANDO__OBJECT_REMOTE && inside_large(v, s->offset))
+		return PANDO_MISUSE_INTERIOR;
+	return PANDO_MISUSE_DOUBLE_FREE;
+}
+
+void pando__misused(struct pando_region *r, const void *p, enum pando_misuse what,
+		    const char *doing)
+{
+	static const char *const why[] = {
+		[PANDO_MISUSE_NOT_OURS] = "is no address of the region's objects",
+		[PANDO_MISUSE_INTERIOR] = "is not the beginning of an object",
+		[PANDO_MISUSE_DOUBLE_FREE] = "is free already, or was never allocated",
+		[PANDO_MISUSE_FOREIGN] = "is held by another client",
+		[PANDO_MISUSE_OVERRUN] = "has been written beyond its end",
+		[PANDO_MISUSE_WRITTEN_FREE] = "has been written while it was free",
+	};
+	const struct pando__gate *gate = (const struct pando__gate *)(const void *)r;
+	const struct pando__front *f = pando__load_acquire(&gate->front);
+	char sentence[PANDO__ERROR_MAX], known[PANDO__ERROR_MAX / 2] = "";
+
+	if (f && f->debug)
+		pando__debug_tell(f, p, known, sizeof(known));
+	snprintf(sentence, sizeof(sentence), "%s %p: it %s%s", doing, p, why[what], known);
+	pando__fail(EINVAL, "%s", sentence);
+	if (misuse_handler) {
+		misuse_handler(r, p, what, sentence, misuse_arg);
+		return;
+	}
+	/* One write, so that it stays one line among those of other processes. */
+	dprintf(STDERR_FILENO, "pando: %s\n", sentence);
+	abort();
+}
+
+uint64_t pando__object_size(const struct pando__view *v, uint64_t offset)
+{
+	uint32_t entry = pando__load_acquire(&v->page_table[offset / PANDO__PAGE]);
+	unsigned int class = PANDO__PAGE_CLASS(entry);
+
+	if (class == PANDO__CLASS_LARGE)
+		return pando__large_size(v, offset);
+	return class < PANDO__CLASSES ? pando__classes[class].size : 0;
+}
+
+/* This thread's intent, for something to be done to an object of another owner. */
+static struct pando__intent *intent_begin(struct pando__front *f, unsigned int kind,
+					  uint64_t offset, uint64_t to)
+{
+	struct pando__magazines *m = pando__magazines(f);
+	/* Without memory for magazines a thread has to share, too. */
+	struct pando__intent *intent = m ? m->intent : &f->intents[PANDO__INTENTS - 1];
+
+	if (!m || m->intent_shared)
+		pthread_mutex_lock(&f->intent_lock);
+	if (kind == PANDO__INTENT_TRANSFER)
+		pando__store_relaxed(&intent->to, to);
+	/* The object's word, which counts on this, changes by a sequentially consistent step. */
+	pando__store_release(&intent->what, PANDO__INTENT(kind, offset));
+	return intent;
+}
+
+static void intent_end(struct pando__front *f, struct pando__intent *intent)
+{
+	pando__store_release(&intent->what, 0);
+	if (intent == &f->intents[PANDO__INTENTS - 1])
+		pthread_mutex_unlock(&f->intent_lock);
+}
+
+/* Lets the owner of an object know that its word says REMOTE. */
+static void tell(const struct pando__view *v, uint64_t offset)
+{
+	struct pando__span *span = &v->spans[offset / PANDO__SPAN];
+	uint32_t bit = PANDO__SPAN_REMOTE(offset), owner;
+
+	/*
+	 * Who takes the bit looks at the words after that, as this looks at the bit after the word
+	 * (take_hints() and collect_slab() in slab.c): a bit that is still there will be taken.
+	 */
+	if (!(pando__load_seq_cst(&span->remote) & bit))
+		(void)pando__or_seq_cst(&span->remote, bit);
+	PANDO_INJECT("heap.free.bit");
+	owner = PANDO__PAGE_OWNER(pando__load_seq_cst(&v->page_table[offset / PANDO__PAGE]));
+	if (owner == PANDO__OWNER_ORPHAN) {
+		if (!pando__load_seq_cst(&v->heap->orphan_remote.value))
+			pando__store_seq_cst(&v->heap->orphan_remote.value, 1);
+	} else if (owner > 0 && owner <= PANDO__HEAP_CLIENTS &&
+		   !pando__load_seq_cst(&v->clients[owner - 1].remote)) {
+		pando__store_seq_cst(&v->clients[owner - 1].remote, 1);
+	}
+}
+
+static bool free_remote(struct pando__front *f, struct seen *s)
+{
+	uint16_t *word = pando__word(&f->view, s->offset);
+	struct pando__intent *intent = intent_begin(f, PANDO__INTENT_FREE, s->offset, 0);
+	bool done;
+
+	PANDO_INJECT("heap.free.intent");
+	done = pando__cas_seq_cst(word, &s->word, PANDO__OBJECT_REMOTE);
+	PANDO_INJECT("heap.free.remote");
+	if (done)
+		tell(&f->view, s->offset);
+	PANDO_INJECT("heap.free.told");
+	intent_end(f, intent);
+	PANDO_INJECT("heap.free.done");
+	return done;
+}
+
+static bool free_own(struct pando__front *f, struct seen *s, void *p)
+{
+	if (!pando__cas_seq_cst(pando__word(&f->view, s->offset), &s->word, PANDO__OBJECT_CACHED))
+		return false;
+	PANDO_INJECT("heap.free.cached");
+	if (PANDO__PAGE_CLASS(s->entry) == PANDO__CLASS_LARGE)
+		pando__large_free(f, s->offset, s->entry);
+	else
+		pando__magazine_push(f, PANDO__PAGE_CLASS(s->entry), p);
+	return true;
+}
+
+/* May this client free, transfer or share it? */
+static bool may(const struct pando__front *f, const struct seen *s, bool others_private)
+{
+	unsigned int holder = PANDO__OBJECT_HOLDER(s->word);
+
+	if (PANDO__OBJECT_IS_SHARED(s->word))
+		return holder == PANDO__HOLDER_REGION || holder == f->me;
+	return others_private || PANDO__PAGE_OWNER(s->entry) == f->me;
+}
+
+/* In the debug form: has it been written beyond its end? */
+static int overrun(struct pando__front *f, const struct seen *s, const void *p)
+{
+	bool own_private = s->word == PANDO__OBJECT_LIVE && PANDO__PAGE_OWNER(s->entry) == f->me;
+
+	return pando__debug_whole(f, p, own_private) ? 0 : PANDO_MISUSE_OVERRUN;
+}
+
+void pando__object_free(struct pando_region *r, struct pando__front *f, void *p, const void *site)
+{
+	struct seen s;
+	int wrong;
+
+	do {
+		wrong = look(&f->view, p, &s);
+		if (wrong == 0 && !may(f, &s, true))
+			wrong = PANDO_MISUSE_FOREIGN;
+		if (wrong == 0 && f->debug)
+			wrong = overrun(f, &s, p);
+		if (wrong != 0) {
+			pando__misused(r, p, (enum pando_misuse)wrong, "freeing");
+			return;
+		}
+		if (f->debug)
+			pando__debug_freeing(f, p, PANDO__PAGE_OWNER(s.entry) == f->me, site);
+	} while (!(PANDO__PAGE_OWNER(s.entry) == f->me ? free_own(f, &s, p) : free_remote(f, &s)));
+}
+
+size_t pando_usable_size(struct pando_region *r, const void *p)
+{
+	struct pando__front *f = pando__region_front(r);
+	uint64_t size;
+	struct seen s;
+
+	if (!f || look(&f->view, p, &s) != 0)
+		return 0;
+	size = pando__object_size(&f->view, s.offset);
+	(void)pando__debug_size(&f->view, s.offset, &size);
+	return size;
+}
+
+static pando_holder holder_name(const struct pando__front *f, unsigned int client)
+{
+	const struct pando__ledger_client *c;
+
+	if (client == 0 || client > PANDO__HEAP_CLIENTS)
+		return 0;
+	c = pando__ledger_client((struct pando__ledger *)(uintptr_t)f->view.ledger, client - 1);
+	return client | PANDO__CLIENT_GENERATION(pando__load_acquire(&c->word)) << 16;
+}
+
+static bool attached(const struct pando__front *f, pando_holder holder)
+{
+	const struct pando__ledger *ledger = f->view.ledger;
+	uint32_t client = (uint32_t)(holder & 0xffff);
+
+	if (client == 0 || client > ledger->max_clients)
+		return false;
+	return pando__load_seq_cst(
+		       &pando__ledger_client((struct pando__ledger *)(uintptr_t)ledger, client - 1)
+				->word) == PANDO__CLIENT_WORD(holder >> 16, PANDO__CLIENT_LIVE);
+}
+
+pando_holder pando_self(struct pando_region *r)
+{
+	struct pando__front *f = pando__region_front(r);
+
+	return f ? f->me | f->generation << 16 : 0;
+}
+
+enum pando_holding pando_owner(struct pando_region *r, const void *p, pando_holder *holder)
+{
+	struct pando__front *f = pando__region_front(r);
+	unsigned int client;
+	struct seen s;
+
+	if (holder)
+		*holder = 0;
+	if (!f || look(&f->view, p, &s) != 0)
+		return PANDO_HOLDING_NONE;
+	client = PANDO__PAGE_OWNER(s.entry);
+	if (PANDO__OBJECT_IS_SHARED(s.word))
+		client = PANDO__OBJECT_HOLDER(s.word);
+	if (PANDO__OBJECT_IS_SHARED(s.word) && client == PANDO__HOLDER_REGION)
+		return PANDO_HOLDING_SHARED;
+	if (holder)
+		*holder = holder_name(f, client);
+	return PANDO__OBJECT_IS_SHARED(s.word) ? PANDO_HOLDING_HELD : PANDO_HOLDING_PRIVATE;
+}
+
+static int cannot(int err, const struct pando__front *f, const void *p, const char *doing)
+{
+	return pando__fail(err, "%s %p of region \"%.63s\": %s", doing, p, f->view.ledger->name,
+			   err == EPERM ? "another client holds it" : "no object begins there");
+}
+
+static int gone(const struct pando__front *f, const void *p)
+{
+	return pando__fail(ESRCH, "giving %p of region \"%.63s\" away: the receiver has detached",
+			   p, f->view.ledger->name);
+}
+
+/* The steps of a transfer under its intent. 1: the word was another by then; else the result. */
+static int give(struct pando__front *f, struct seen *s, pando_holder to)
+{
+	uint16_t *word = pando__word(&f->view, s->offset);
+	uint16_t given = PANDO__OBJECT_SHARED((unsigned int)(to & 0xffff)), before = s->word;
+
+	PANDO_INJECT("heap.transfer.intent");
+	if (!attached(f, to))
+		return -ESRCH;
+	if (!pando__cas_seq_cst(word, &s->word, given))
+		return 1;
+	PANDO_INJECT("heap.transfer.given");
+	/* After the word: the broker, while it looks at the words, has another value there. */
+	if (pando__load_seq_cst(&f->view.spans[s->offset / PANDO__SPAN].held) != 1)
+		pando__store_seq_cst(&f->view.spans[s->offset / PANDO__SPAN].held, 1);
+	PANDO_INJECT("heap.transfer.held");
+	/* Who is reaped says so before its objects are looked for. */
+	if (attached(f, to))
+		return 0;
+	PANDO_INJECT("heap.transfer.undo");
+	return pando__cas_seq_cst(word, &given, before) ? -ESRCH : 0;
+}
+
+int pando_transfer(struct pando_region *r, void *p, pando_holder to)
+{
+	struct pando__front *f = pando__region_front(r);
+	struct pando__intent *intent;
+	struct seen s;
+	int rc;
+
+	if (!f)
+		return -errno;
+	if ((to & 0xffff) > PANDO__HEAP_CLIENTS)
+		return pando__fail(EUSERS, "slot %u cannot hold objects: slots below %u can",
+				   (unsigned int)(to & 0xffff) - 1, PANDO__HEAP_CLIENTS);
+	do {
+		if (look(&f->view, p, &s) != 0)
+			return cannot(EINVAL, f, p, "giving away");
+		if (!may(f, &s, false))
+			return cannot(EPERM, f, p, "giving away");
+		intent = intent_begin(f, PANDO__INTENT_TRANSFER, s.offset, to);
+		rc = give(f, &s, to);
+		PANDO_INJECT("heap.transfer.done");
+		intent_end(f, intent);
+	} while (rc == 1);
+	return rc < 0 ? gone(f, p) : 0;
+}
+
+int pando_share(struct pando_region *r, void *p)
+{
+	struct pando__front *f = pando__region_front(r);
+	struct seen s;
+
+	if (!f)
+		return -errno;
+	do {
+		if (look(&f->view, p, &s) != 0)
+			return cannot(EINVAL, f, p, "sharing");
+		if (!may(f, &s, false))
+			return cannot(EPERM, f, p, "sharing");
+		if (s.word == PANDO__OBJECT_SHARED(PANDO__HOLDER_REGION))
+			return 0;
+		PANDO_INJECT("heap.share.word");
+	} while (!pando__cas_seq_cst(pando__word(&f->view, s.offset), &s.word,
+				     PANDO__OBJECT_SHARED(PANDO__HOLDER_REGION)));
+	PANDO_INJECT("heap.share.done");
+	return 0;
+}
+
+/*
+ * Makes a new object what the old one was. A shared one is shared before the old one is freed: who
+ * is killed in between leaves both, and whatever pointers there are stay valid.
+ */
+static void inherit(struct pando__front *f, void *p, uint16_t word)
+{
+	uint64_t offset = pando__offset(&f->view, p);
+
+	if (word == PANDO__OBJECT_LIVE)
+		return;
+	pando__store_release(pando__word(&f->view, offset), word);
+	if (PANDO__OBJECT_HOLDER(word) != PANDO__HOLDER_REGION)
+		pando__store_seq_cst(&f->view.spans[offset / PANDO__SPAN].held, 1);
+	PANDO_INJECT("heap.realloc.inherited");
+}
+
+/* True if an object of `old` bytes may as well stay where it is when `size` are wanted. */
+static bool fits(uint64_t old, size_t size)
+{
+	if (size > old)
+		return false;
+	if (old <= PANDO__SMALL_MAX)
+		return size > old / 2 || old == PANDO__GRANULE;
+	return size > old / 4 * 3;
+}
+
+void *pando_realloc(struct pando_region *r, void *p, size_t size)
+{
+	const void *site = __builtin_return_address(0);
+	struct pando__front *f;
+	struct seen s;
+	uint64_t old;
+	int wrong;
+	void *to;
+
+	if (!p)
+		return pando__alloc_for(r, size, site);
+	f = pando__region_front(r);
+	if (!f)
+		return NULL;
+	wrong = look(&f->view, p, &s);
+	if (wrong == 0 && !may(f, &s, true))
+		wrong = PANDO_MISUSE_FOREIGN;
+	if (wrong == 0 && f->debug)
+		wrong = overrun(f, &s, p);
+	if (wrong != 0) {
+		pando__misused(r, p, (enum pando_misuse)wrong, "resizing");
+		errno = EINVAL;
+		return NULL;
+	}
+	old = pando__object_size(&f->view, s.offset);
+	if (!pando__debug_size(&f->view, s.offset, &old) && !f->debug && fits(old, size))
+		return p;
+	to = pando__alloc_for(r, size, site);
+	if (!to)
+		return NULL;
+	memcpy(to, p, old < size ? old : size);
+	inherit(f, to, s.word);
+	pando__free_for(r, p, site);
+	return to;
+}
