@@ -224,10 +224,13 @@ static bool note_cache(struct pando__large *l, unsigned int cache)
 	return true;
 }
 
-/* The flags for this thread's cache of that arena; it goes without one if there is no memory. */
-static int flags_of(struct pando__front *f, unsigned int arena)
+/*
+ * The flags for this thread's cache of that arena; it goes without one if there is no memory. m: what
+ * the thread has of the front, or NULL; looked up before enter_jemalloc(), since it may take the lock of
+ * thread.c, under which a thread that ends comes to enter_jemalloc().
+ */
+static int flags_of(struct pando__front *f, struct pando__magazines *m, unsigned int arena)
 {
-	struct pando__magazines *m = pando__magazines(f);
 	struct pando__large *l = f->large;
 	unsigned int cache;
 	size_t size = sizeof(cache);
@@ -385,6 +388,7 @@ static void leave(struct pando__front *f, uint64_t offset)
 
 static void *arena_alloc(struct pando__front *f, size_t alignment, size_t size)
 {
+	struct pando__magazines *m = pando__magazines(f);
 	unsigned int arena;
 	int flags = 0;
 	void *p = NULL;
@@ -393,7 +397,7 @@ static void *arena_alloc(struct pando__front *f, size_t alignment, size_t size)
 	enter_jemalloc();
 	arena = arena_of(f->large);
 	if (arena) {
-		flags = flags_of(f, arena);
+		flags = flags_of(f, m, arena);
 		/* Only where needed: with an alignment jemalloc does not look into its caches. */
 		if (alignment > (size <= SLAB_MAX ? SLAB_ALIGN : LARGE_ALIGN))
 			flags |= PANDO__JE_LG_ALIGN(__builtin_ctzll(alignment));
@@ -514,8 +518,10 @@ void pando__large_free(struct pando__front *f, uint64_t offset, uint32_t page_en
 	if (PANDO__PAGE_FLAGS(page_entry) & PANDO__PAGE_LOOSE) {
 		loose_free(f, offset, size);
 	} else {
+		struct pando__magazines *m = pando__magazines(f);
+
 		enter_jemalloc();
-		pando__je_dallocx(f->view.base + offset, flags_of(f, arena_of(f->large)));
+		pando__je_dallocx(f->view.base + offset, flags_of(f, m, arena_of(f->large)));
 		leave_jemalloc();
 	}
 }

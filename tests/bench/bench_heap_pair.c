@@ -14,7 +14,7 @@
  * Rounds alternate between the two, and the fastest round of each counts: whatever else the machine
  * does only ever adds. Prints one JSON object for each workload, with the ratio of the times (for
  * remote: of the rates) and the promised limit. Exit status 1 if one is missed. Environment:
- * BENCH_ROUNDS (60).
+ * BENCH_ROUNDS (60), BENCH_ONLY (the name of one workload).
  */
 #include "harness.h"
 

@@ -120,6 +120,8 @@ static void fail_round(const char *what, uint64_t heap, uint64_t books)
 {
 	for (unsigned int i = 0; i < COMMON_MAX; i++)
 		show_difference(i);
+	if (shadow->misuses)
+		printf("  %u misuses, the first: %s\n", shadow->misuses, shadow->misuse);
 	printf("  round %u, %u kills: %s: the heap has %" PRIu64 ", the books %" PRIu64 "\n",
 	       sum.rounds, sum.kills, what, heap, books);
 	CHECK(!"books and heap agree");
