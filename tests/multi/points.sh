@@ -5,7 +5,7 @@ set -eu
 array=$1 pattern=$2 out=$3
 shift 3
 {
-	echo "static const char *const $array[] = {"
+	echo "static const char *const ${array}[] = {"
 	# A call may be broken after its parenthesis.
 	cat "$@" | tr -d '\n\t' | grep -oE "PANDO_INJECT\(\"$pattern\.[^\"]*\"\)" |
 		sed 's/.*("\(.*\)")/\t"\1",/' | sort -u
