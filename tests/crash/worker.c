@@ -406,7 +406,7 @@ static void *thread_main(void *arg)
 		if (freeze & 1) {
 			pando__store_release(&t->book->frozen, freeze);
 			while (pando__load_acquire(&shadow->freeze) == freeze)
-				usleep(200);
+				usleep(25 * shadow->workers * shadow->threads); /* leaves room */
 			continue;
 		}
 		operation(t);
