@@ -335,7 +335,7 @@ static void intents_of_the_dead(void **state)
 	assert_int_equal(*hand_object(&h, 0, 3, 1, 4), PANDO__OBJECT_REMOTE);
 	/* Rubbish is passed over. */
 	for (unsigned int i = 0; i < PANDO__INTENTS; i++)
-		in[i] = (struct pando__intent){.what = UINT64_MAX << i, .to = UINT64_MAX};
+		in[i] = (struct pando__intent){.what = UINT64_MAX << i % 64, .to = UINT64_MAX};
 	(void)reap(A);
 }
 
