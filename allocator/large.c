@@ -60,7 +60,10 @@ struct pando__large {
 	pthread_mutex_t lock; /* arena, caches; before jemalloc's locks */
 	unsigned int *caches; /* of all threads */
 	unsigned int cache_count, cache_room;
+	struct pando__large *next; /* of those that were abandoned, which jemalloc still knows */
 };
+
+static struct pando__large *abandoned;
 
 /*
  * jemalloc's options, which it finds by this name. Of arenas of its own it needs one, which serves
@@ -327,6 +330,9 @@ void pando__large_deinit(struct pando__front *f, bool abandon)
 	f->large = NULL;
 	if (abandon) { /* jemalloc may hold on to the hooks: they stay, and serve nobody */
 		l->front = NULL;
+		do
+			l->next = pando__load_relaxed(&abandoned);
+		while (!pando__cas_acq_rel(&abandoned, &l->next, l));
 		return;
 	}
 	enter_jemalloc();
