@@ -472,13 +472,19 @@ static bool adopt(struct pando__front *f, unsigned int class)
 	PANDO_INJECT("heap.adopt.taken");
 	for (unsigned int k = 0; k < PANDO__SPAN_SLABS; k++) {
 		uint32_t number = (uint32_t)span * PANDO__SPAN_SLABS + k;
-		unsigned int of = PANDO__PAGE_CLASS(pando__load_acquire(entry_of(f, number)));
+		uint32_t entry = pando__load_acquire(entry_of(f, number));
+		unsigned int of = PANDO__PAGE_CLASS(entry);
 
 		if (of == PANDO__CLASS_NONE || of >= PANDO__CLASSES)
 			continue;
 		pthread_mutex_lock(&f->slabs->of[of].lock);
-		/* Without a record the slab is not used; its objects can still be freed by others. */
-		(void)enter(f, of, number);
+		entry = pando__load_acquire(entry_of(f, number));
+		/*
+		 * Another thread may have freed all of it since the span was taken, and given it
+		 * back. Without a record the slab is not used; its objects can still be freed.
+		 */
+		if (PANDO__PAGE_OWNER(entry) == f->me && PANDO__PAGE_CLASS(entry) == of)
+			(void)enter(f, of, number);
 		pthread_mutex_unlock(&f->slabs->of[of].lock);
 	}
 	/* Who freed something here before the pages named us may have told nobody. */
