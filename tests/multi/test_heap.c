@@ -306,6 +306,7 @@ static void test_generations(struct harness *h)
 }
 
 static volatile bool over;
+static unsigned int warm; /* threads that have met every size: they call malloc() no more */
 
 static void *allocates(void *arg)
 {
@@ -315,6 +316,8 @@ static void *allocates(void *arg)
 	for (unsigned int i = 0; !over; i++) {
 		pando_free(r, o[i % 64]);
 		CHECK(o[i % 64] = pando_alloc(r, 1 + i * 977 % 5000));
+		if (i == 5000)
+			__atomic_add_fetch(&warm, 1, __ATOMIC_RELEASE);
 	}
 	for (unsigned int i = 0; i < 64; i++)
 		pando_free(r, o[i]);
@@ -328,8 +331,15 @@ static void test_forked_among_threads(struct harness *h)
 	pthread_t t[3];
 
 	over = false;
+	warm = 0;
 	for (int i = 0; i < 3; i++)
 		CHECK(pthread_create(&t[i], NULL, allocates, r) == 0);
+	/*
+	 * The children get memory from malloc(). The C library's is in order after a fork() among
+	 * threads; AddressSanitizer's keeps the lock of a thread that was in it for ever.
+	 */
+	while (__atomic_load_n(&warm, __ATOMIC_ACQUIRE) < 3)
+		harness_sleep_ms(1);
 	for (int i = 0; i < 60; i++) {
 		pid_t pid = fork();
 
