@@ -167,3 +167,16 @@ int pando__heap_format(struct pando__view *v)
 		return not_a_heap(v);
 	return 0;
 }
+
+bool pando__attached(const struct pando__view *v, uint64_t holder)
+{
+	const uint64_t slot = (holder & 0xffff) - 1; /* 0: huge */
+	struct pando__ledger *l = (struct pando__ledger *)(uintptr_t)v->ledger;
+	uint64_t word;
+
+	if (slot >= PANDO__HEAP_CLIENTS || slot >= pando__load_acquire(&l->clients_high))
+		return false;
+	word = pando__load_seq_cst(&pando__ledger_client(l, (uint32_t)slot)->word);
+	return PANDO__CLIENT_STATE(word) == PANDO__CLIENT_LIVE &&
+	       (PANDO__CLIENT_GENERATION(word) & 0xffffffffffffull) == holder >> 16;
+}

@@ -63,6 +63,11 @@ int pando__view_init(struct pando__view *v, char *base, const struct pando__ledg
  * does it. Returns 0; -EINVAL (the region has other content); -ENOMEM.
  */
 int pando__heap_format(struct pando__view *v);
+/*
+ * Is the client that `holder` names (slot + 1, its generation << 16; any value) attached? Sequentially
+ * consistent: what a client does under an intent before it asks, its reaper sees after the answer "no".
+ */
+bool pando__attached(const struct pando__view *v, uint64_t holder);
 
 /* Found without a detour by the fast paths. */
 #define PANDO__HIDDEN __attribute__((visibility("hidden")))

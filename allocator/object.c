@@ -264,21 +264,28 @@ static int overrun(struct pando__front *f, const struct seen *s, const void *p)
 	return pando__debug_whole(f, p, own_private) ? 0 : PANDO_MISUSE_OVERRUN;
 }
 
+/* Looks at p, which is to be freed or resized; `doing` says which. False: it must not be, as told. */
+static bool usable(struct pando_region *r, struct pando__front *f, const void *p, struct seen *s,
+		   const char *doing)
+{
+	int wrong = look(&f->view, p, s);
+
+	if (wrong == 0 && !may(f, s, true))
+		wrong = PANDO_MISUSE_FOREIGN;
+	if (wrong == 0 && f->debug)
+		wrong = overrun(f, s, p);
+	if (wrong != 0)
+		pando__misused(r, p, (enum pando_misuse)wrong, doing);
+	return wrong == 0;
+}
+
 void pando__object_free(struct pando_region *r, struct pando__front *f, void *p, const void *site)
 {
 	struct seen s;
-	int wrong;
 
 	do {
-		wrong = look(&f->view, p, &s);
-		if (wrong == 0 && !may(f, &s, true))
-			wrong = PANDO_MISUSE_FOREIGN;
-		if (wrong == 0 && f->debug)
-			wrong = overrun(f, &s, p);
-		if (wrong != 0) {
-			pando__misused(r, p, (enum pando_misuse)wrong, "freeing");
+		if (!usable(r, f, p, &s, "freeing"))
 			return;
-		}
 		if (f->debug)
 			pando__debug_freeing(f, p, PANDO__PAGE_OWNER(s.entry) == f->me, site);
 	} while (!(PANDO__PAGE_OWNER(s.entry) == f->me ? free_own(f, &s, p) : free_remote(f, &s)));
@@ -305,18 +312,6 @@ static pando_holder holder_name(const struct pando__front *f, unsigned int clien
 		return 0;
 	c = pando__ledger_client((struct pando__ledger *)(uintptr_t)f->view.ledger, client - 1);
 	return client | PANDO__CLIENT_GENERATION(pando__load_acquire(&c->word)) << 16;
-}
-
-static bool attached(const struct pando__front *f, pando_holder holder)
-{
-	const struct pando__ledger *ledger = f->view.ledger;
-	uint32_t client = (uint32_t)(holder & 0xffff);
-
-	if (client == 0 || client > ledger->max_clients)
-		return false;
-	return pando__load_seq_cst(
-		       &pando__ledger_client((struct pando__ledger *)(uintptr_t)ledger, client - 1)
-				->word) == PANDO__CLIENT_WORD(holder >> 16, PANDO__CLIENT_LIVE);
 }
 
 pando_holder pando_self(struct pando_region *r)
@@ -365,7 +360,7 @@ static int give(struct pando__front *f, struct seen *s, pando_holder to)
 	uint16_t given = PANDO__OBJECT_SHARED((unsigned int)(to & 0xffff)), before = s->word;
 
 	PANDO_INJECT("heap.transfer.intent");
-	if (!attached(f, to))
+	if (!pando__attached(&f->view, to))
 		return -ESRCH;
 	if (!pando__cas_seq_cst(word, &s->word, given))
 		return 1;
@@ -375,7 +370,7 @@ static int give(struct pando__front *f, struct seen *s, pando_holder to)
 		pando__store_seq_cst(&f->view.spans[s->offset / PANDO__SPAN].held, 1);
 	PANDO_INJECT("heap.transfer.held");
 	/* Who is reaped says so before its objects are looked for. */
-	if (attached(f, to))
+	if (pando__attached(&f->view, to))
 		return 0;
 	PANDO_INJECT("heap.transfer.undo");
 	return pando__cas_seq_cst(word, &given, before) ? -ESRCH : 0;
@@ -459,7 +454,6 @@ void *pando_realloc(struct pando_region *r, void *p, size_t size)
 	struct pando__front *f;
 	struct seen s;
 	uint64_t old;
-	int wrong;
 	void *to;
 
 	if (!p)
@@ -467,13 +461,7 @@ void *pando_realloc(struct pando_region *r, void *p, size_t size)
 	f = pando__region_front(r);
 	if (!f)
 		return NULL;
-	wrong = look(&f->view, p, &s);
-	if (wrong == 0 && !may(f, &s, true))
-		wrong = PANDO_MISUSE_FOREIGN;
-	if (wrong == 0 && f->debug)
-		wrong = overrun(f, &s, p);
-	if (wrong != 0) {
-		pando__misused(r, p, (enum pando_misuse)wrong, "resizing");
+	if (!usable(r, f, p, &s, "resizing")) {
 		errno = EINVAL;
 		return NULL;
 	}

@@ -47,20 +47,6 @@ bool pando__heap_there(const struct pando__view *v)
 	       v->heap->version == PANDO__HEAP_VERSION;
 }
 
-/* True if `to` (slot + 1, generation << 16) is attached. */
-static bool attached(const struct pando__view *v, uint64_t to)
-{
-	const uint64_t slot = (to & 0xffff) - 1; /* 0: huge */
-	struct pando__ledger *l = (struct pando__ledger *)(uintptr_t)v->ledger;
-	uint64_t word;
-
-	if (slot >= PANDO__HEAP_CLIENTS || slot >= pando__load_acquire(&l->clients_high))
-		return false;
-	word = pando__load_acquire(&pando__ledger_client(l, (uint32_t)slot)->word);
-	return PANDO__CLIENT_STATE(word) == PANDO__CLIENT_LIVE &&
-	       (PANDO__CLIENT_GENERATION(word) & 0xffffffffffffull) == to >> 16;
-}
-
 /* --- intents --- */
 
 static void finish_free(const struct pando__view *v, uint64_t offset)
@@ -80,7 +66,7 @@ static void finish_transfer(const struct pando__view *v, uint64_t offset, uint64
 
 	if (!PANDO__OBJECT_IS_SHARED(word) || PANDO__OBJECT_HOLDER(word) != (to & 0xffff))
 		return;
-	if (attached(v, to))
+	if (pando__attached(v, to))
 		pando__store_release(&v->spans[offset / PANDO__SPAN].held, 1);
 	else if (pando__cas_acq_rel(at, &word, PANDO__OBJECT_REMOTE))
 		pando__remote_hint(v, offset);

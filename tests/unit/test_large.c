@@ -14,6 +14,7 @@
 
 #include "common/atomic.h"
 #include "fake_heap.h"
+#include "run_threads.h"
 
 #define SIZE PANDO__GIB
 #define COMMITTED (SIZE / 2)
@@ -402,14 +403,7 @@ static void threads_of_two_clients(void **state)
 	(void)state;
 	for (int i = 0; i < THREADS; i++)
 		assert_int_equal(pthread_create(&t[i], NULL, churner, i % 2 ? a : b), 0);
-	for (int i = 0; i < THREADS; i++) {
-		void *said;
-
-		pthread_join(t[i], &said);
-		if (said)
-			print_error("%s\n", (char *)said);
-		assert_null(said);
-	}
+	join_threads(t, THREADS);
 	/* The threads are gone, their caches with them. */
 	pando__front_free(b);
 	all_is_free();

@@ -13,6 +13,7 @@
 
 #include "common/atomic.h"
 #include "fake_heap.h"
+#include "run_threads.h"
 
 #define SIZE PANDO__GIB
 #define PAGE PANDO__PAGE
@@ -348,14 +349,7 @@ static void random_threads_of_two_clients(void **state)
 	(void)state;
 	for (int i = 0; i < THREADS; i++)
 		assert_int_equal(pthread_create(&t[i], NULL, random_thread, i % 2 ? a : b), 0);
-	for (int i = 0; i < THREADS; i++) {
-		void *said;
-
-		pthread_join(t[i], &said);
-		if (said)
-			print_error("%s\n", (char *)said);
-		assert_null(said);
-	}
+	join_threads(t, THREADS);
 	assert_int_equal(a->own_count + b->own_count, 0);
 	everything_is_free();
 	fake_front_free(b);

@@ -15,6 +15,7 @@
 
 #include "common/atomic.h"
 #include "fake_heap.h"
+#include "run_threads.h"
 
 #define SIZE PANDO__GIB
 #define SPAN PANDO__SPAN
@@ -321,14 +322,7 @@ static void threads_share_no_span(void **state)
 		f[i] = fake_front_new(&h, 2 + i);
 		assert_int_equal(pthread_create(&t[i], NULL, racer, f[i]), 0);
 	}
-	for (int i = 0; i < THREADS; i++) {
-		void *said;
-
-		pthread_join(t[i], &said);
-		if (said)
-			print_error("%s\n", (char *)said);
-		assert_null(said);
-	}
+	join_threads(t, THREADS);
 	for (uint32_t i = 0; i < THREADS; i++) {
 		assert_int_equal(h.view.clients[2 + i].spans, 0);
 		fake_front_free(f[i]);
