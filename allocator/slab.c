@@ -358,6 +358,26 @@ static void collect_slab(struct pando__front *f, unsigned int class, uint32_t nu
 		set_free(f, class, number, free);
 }
 
+/*
+ * Claims what others have freed at `offset`, if that is in a page of large objects of this client;
+ * *entry: the page's. The pages belong to nobody as soon as the last object in them is freed, by the
+ * caller or by another thread, and to another client soon after that: its words may say REMOTE as
+ * well. Under pages_lock no span leaves this client, so here entry and word are of one time.
+ */
+static bool claim_large(struct pando__front *f, uint64_t offset, uint32_t *entry)
+{
+	uint16_t seen = PANDO__OBJECT_REMOTE;
+	bool claimed = false;
+
+	pthread_mutex_lock(&f->pages_lock);
+	*entry = pando__load_acquire(&f->view.page_table[offset / PANDO__PAGE]);
+	if (PANDO__PAGE_OWNER(*entry) == f->me && PANDO__PAGE_CLASS(*entry) == PANDO__CLASS_LARGE)
+		claimed = pando__cas_acq_rel(pando__word(&f->view, offset), &seen,
+					     PANDO__OBJECT_CACHED);
+	pthread_mutex_unlock(&f->pages_lock);
+	return claimed;
+}
+
 /* The same for large objects that begin in one eighth of a span. No lock held. */
 static void collect_large(struct pando__front *f, uint32_t number)
 {
@@ -371,15 +391,15 @@ static void collect_large(struct pando__front *f, uint32_t number)
 		    PANDO__PAGE_CLASS(entry) != PANDO__CLASS_LARGE)
 			continue;
 		for (unsigned int i = 0; i < in_page; i++) {
-			uint64_t at = offset + i * PANDO__GRANULE;
-			uint16_t *word = pando__word(&f->view, at);
-			uint16_t seen = pando__load_seq_cst(word);
+			const uint64_t at = offset + i * PANDO__GRANULE;
 
-			if (seen != PANDO__OBJECT_REMOTE ||
-			    !pando__cas_acq_rel(word, &seen, PANDO__OBJECT_CACHED))
+			if (pando__load_seq_cst(pando__word(&f->view, at)) !=
+				    PANDO__OBJECT_REMOTE ||
+			    !claim_large(f, at, &entry))
 				continue;
 			PANDO_INJECT("heap.collect.large");
 			pando__large_free(f, at, entry);
+			PANDO_INJECT("heap.collect.left");
 		}
 	}
 }

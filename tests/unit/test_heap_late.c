@@ -1,0 +1,157 @@
+/* SPDX-License-Identifier: BSD-2-Clause */
+/*
+ * Who is late: a process is stopped in the middle of something, by an injection point, while others
+ * go on; what it does when it goes on must not hit what others have made of the memory meanwhile.
+ *
+ * Each client is a process of its own or the test itself, on one fake region.
+ */
+#include "fake_region.h"
+
+#include <setjmp.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+
+#include <cmocka.h>
+
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "allocator/check.h"
+#include "common/atomic.h"
+#include "common/inject.h"
+
+#define MIB (1ull << 20)
+#define SKIPPED 77
+
+#ifdef PANDO_INJECTION
+
+enum { LATE, RECEIVER, NEXT, CLIENTS };
+
+static struct fake_heap heap;
+static struct pando_region regions[CLIENTS];
+static uint64_t *told; /* by the child: an object's offset */
+
+static int setup(void **state)
+{
+	(void)state;
+	fake_heap_init(&heap, 64 * MIB, 64 * MIB, true);
+	for (uint32_t i = 0; i < CLIENTS; i++)
+		fake_region_init(&regions[i], &heap, i);
+	told = mmap(NULL, sizeof(*told), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+	return told == MAP_FAILED ? -1 : 0;
+}
+
+static int teardown(void **state)
+{
+	(void)state;
+	munmap(told, sizeof(*told));
+	for (uint32_t i = 0; i < CLIENTS; i++)
+		fake_region_deinit(&regions[i]);
+	fake_heap_deinit(&heap);
+	return 0;
+}
+
+static void await_stop(pid_t pid)
+{
+	int status;
+
+	assert_int_equal(waitpid(pid, &status, WUNTRACED), pid);
+	assert_true(WIFSTOPPED(status));
+}
+
+static void go_on(pid_t pid)
+{
+	assert_int_equal(kill(pid, SIGCONT), 0);
+}
+
+static void await_end(pid_t pid)
+{
+	int status;
+
+	assert_int_equal(waitpid(pid, &status, 0), pid);
+	assert_true(WIFEXITED(status));
+	assert_int_equal(WEXITSTATUS(status), 0);
+}
+
+static uint16_t word_of(const void *p)
+{
+	return pando__load_acquire(pando__word(&heap.view, pando__offset(&heap.view, p)));
+}
+
+/* Has a shared object in a span of its own, and collects it when it has been freed. */
+static void collector(void)
+{
+	struct pando_region *r = &regions[LATE];
+	char *p = pando_alloc(r, 300000);
+
+	if (!p || pando_share(r, p) < 0)
+		_exit(1);
+	*told = pando__offset(&heap.view, p);
+	(void)raise(SIGSTOP);
+	pando__inject_arm("heap.collect.left=stop");
+	if (pando_heap_trim(r) < 0)
+		_exit(2);
+	_exit(0);
+}
+
+/*
+ * With the object that is collected go its spans, and the next client has them at once. There, too,
+ * something is freed by somebody who does not own it, in what was the object's first page.
+ */
+static void collected_where_others_are_by_now(void **state)
+{
+	struct pando_region *next = &regions[NEXT], *receiver = &regions[RECEIVER];
+	void *p[16];
+	pid_t pid;
+
+	(void)state;
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0)
+		collector();
+	await_stop(pid);
+	pando_free(receiver, heap.view.base + *told);
+	assert_int_equal(word_of(heap.view.base + *told), PANDO__OBJECT_REMOTE);
+	go_on(pid);
+	await_stop(pid);
+	assert_int_equal(word_of(heap.view.base + *told), PANDO__OBJECT_FREE);
+	for (int i = 0; i < 16; i++) {
+		assert_non_null(p[i] = pando_alloc(next, 32));
+		assert_int_equal(pando__offset(&heap.view, p[i]) / PANDO__PAGE,
+				 *told / PANDO__PAGE);
+		assert_int_equal(pando_transfer(next, p[i], pando_self(receiver)), 0);
+	}
+	pando_free(receiver, p[8]);
+	go_on(pid);
+	await_end(pid);
+	for (int i = 0; i < 16; i++)
+		assert_int_equal(word_of(p[i]), i == 8 ? PANDO__OBJECT_REMOTE
+						       : PANDO__OBJECT_SHARED(RECEIVER + 1));
+	assert_int_equal(pando__heap_verify(&heap.view, heap.slots, 1), 0);
+}
+
+#define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+
+int main(void)
+{
+	const struct CMUnitTest tests[] = {
+		TEST(collected_where_others_are_by_now),
+	};
+
+	return cmocka_run_group_tests(tests, NULL, NULL);
+}
+
+#else
+
+int main(void)
+{
+	puts("needs injection points: build with -Dinjection=true");
+	return SKIPPED;
+}
+
+#endif
