@@ -21,9 +21,9 @@
  * process that may sleep for hours. Threads have explicit caches of it, in their magazines.
  *
  * Of spans that were adopted, jemalloc knows nothing: their objects are LOOSE as well. There, objects
- * of some KiB may share a page, which goes when the last of them does. Two threads that free the last
- * two of them both look, after they have cleared their own; then at least one sees that there is
- * none, and one of them takes the page's entry by compare-and-swap.
+ * of some KiB may share a page, which goes when the last of them does. So who frees one does all of
+ * it, from its words to its pages, under a lock: before that its head is there, and keeps the page;
+ * afterwards nothing of it is looked at, since the page may be another's.
  *
  * fork(): the child has no front, so it calls nothing here for what it inherited; that stays, as
  * private memory, and each hook refuses to serve a process which has not made the arena. Detaching:
@@ -57,7 +57,7 @@ struct pando__large {
 	pid_t pid; /* who made it */
 	unsigned int arena; /* + 1; 0: not made yet. Set once, under lock, with release */
 
-	pthread_mutex_t lock; /* arena, caches; before jemalloc's locks */
+	pthread_mutex_t lock; /* arena, caches, shared pages; before jemalloc's locks */
 	unsigned int *caches; /* of all threads */
 	unsigned int cache_count, cache_room;
 	struct pando__large *next; /* of those that were abandoned, which jemalloc still knows */
@@ -486,20 +486,15 @@ static bool reaches_into(const struct pando__view *v, uint64_t page)
 	return false;
 }
 
-/* A page that others may share: true if it is ours to free. */
-static bool claim_shared(struct pando__front *f, uint64_t page)
+/* A page that others may share: true if nothing is left in it. */
+static bool is_last(const struct pando__view *v, uint64_t page)
 {
-	const struct pando__view *v = &f->view;
 	const uint64_t start = page * PANDO__PAGE_GRANULES;
-	uint32_t entry = pando__load_acquire(&v->page_table[page]);
 
-	if (entry == 0 || begins_in(v, start, start + PANDO__PAGE_GRANULES) ||
-	    reaches_into(v, page))
-		return false;
-	return pando__cas_acq_rel(&v->page_table[page], &entry, 0);
+	return !begins_in(v, start, start + PANDO__PAGE_GRANULES) && !reaches_into(v, page);
 }
 
-/* Frees the pages of a LOOSE object, which is none any more. */
+/* Frees a LOOSE object, with the pages that have nothing else. */
 static void loose_free(struct pando__front *f, uint64_t offset, uint64_t size)
 {
 	uint64_t page = offset / PANDO__PAGE;
@@ -507,25 +502,30 @@ static void loose_free(struct pando__front *f, uint64_t offset, uint64_t size)
 	const bool shares_first = offset % PANDO__PAGE != 0 || size < PANDO__PAGE;
 	const bool shares_last = (offset + size) % PANDO__PAGE != 0;
 
-	if (shares_last && end - page > 1 && !claim_shared(f, end - 1))
+	if (shares_first || shares_last)
+		pthread_mutex_lock(&f->large->lock);
+	leave(f, offset);
+	if (shares_last && end - page > 1 && !is_last(&f->view, end - 1))
 		end--;
-	if ((shares_first || (shares_last && end - page == 1)) && !claim_shared(f, page))
+	if ((shares_first || (shares_last && end - page == 1)) && !is_last(&f->view, page))
 		page++;
 	PANDO_INJECT("heap.large.claimed");
 	if (page < end)
 		pando__pages_free_whole(f, page * PANDO__PAGE, (end - page) * PANDO__PAGE);
+	if (shares_first || shares_last)
+		pthread_mutex_unlock(&f->large->lock);
 }
 
 void pando__large_free(struct pando__front *f, uint64_t offset, uint32_t page_entry)
 {
 	const uint64_t size = pando__large_size(&f->view, offset);
 
-	leave(f, offset);
 	if (PANDO__PAGE_FLAGS(page_entry) & PANDO__PAGE_LOOSE) {
 		loose_free(f, offset, size);
 	} else {
 		struct pando__magazines *m = pando__magazines(f);
 
+		leave(f, offset);
 		enter_jemalloc();
 		pando__je_dallocx(f->view.base + offset, flags_of(f, m, arena_of(f->large)));
 		leave_jemalloc();

@@ -13,6 +13,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #include "common/atomic.h"
@@ -67,6 +68,8 @@ __attribute__((constructor)) static void arm(void)
 
 bool pando__inject(const char *name)
 {
+	const struct timespec nap = {.tv_nsec = 100000000};
+
 	for (unsigned int i = 0; i < armed_count; i++) {
 		struct armed *a = &armed[i];
 
@@ -77,6 +80,8 @@ bool pando__inject(const char *name)
 			kill(getpid(), SIGKILL);
 		else if (strcmp(a->action, "stop") == 0)
 			kill(getpid(), SIGSTOP);
+		else if (strcmp(a->action, "nap") == 0)
+			(void)nanosleep(&nap, NULL);
 		else if (strcmp(a->action, "abort") == 0)
 			abort();
 		else if (strcmp(a->action, "fail") == 0)

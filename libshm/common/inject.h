@@ -7,9 +7,9 @@
  *
  *	PANDO_INJECT="broker.open.committed=kill,store.put=stop@3"
  *
- * with the actions kill (SIGKILL to itself), stop (SIGSTOP to itself), fail (PANDO_INJECT_FAIL
- * yields true) and abort; "@N" fires at the Nth passage only (default: the first). Names are
- * component.operation.step.
+ * with the actions kill (SIGKILL to itself), stop (SIGSTOP to itself), nap (this thread sleeps for
+ * 100 ms), fail (PANDO_INJECT_FAIL yields true) and abort; "@N" fires at the Nth passage only
+ * (default: the first). Names are component.operation.step.
  *
  * Processes that are started again inherit the list. If $PANDO_INJECT_ONCE names a file, passages
  * count only while it exists, and whoever fires removes it: one death in all, whenever the test

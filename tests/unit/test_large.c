@@ -13,6 +13,7 @@
 #include <cmocka.h>
 
 #include "common/atomic.h"
+#include "common/inject.h"
 #include "fake_heap.h"
 #include "run_threads.h"
 
@@ -258,53 +259,119 @@ static void *give_all(void *arg)
 }
 
 /*
- * A span full of jemalloc's objects that share pages, between a slab and a page of another kind, so
- * that it can be adopted. Two threads free neighbours at the same time.
+ * A span full of jemalloc's objects of `size` bytes that share pages, between a slab and a page of
+ * another kind, so that it can be adopted: two lists of `n` neighbours. Its client dies, `a` has it.
  */
+struct adopted {
+	uint64_t span;
+	uint64_t slab, tail; /* offsets of what stands before and behind */
+	void *p[2][300];
+	unsigned int n;
+};
+
+static void adopt_full(struct adopted *s, size_t size)
+{
+	struct pando__front *b = front(1);
+	int64_t slab = pando__pages_alloc(b, PANDO__SLAB, PANDO__SLAB, 3);
+	int64_t room = pando__pages_alloc(b, 55 * PANDO__PAGE, PANDO__PAGE, 3);
+	int64_t tail = pando__pages_alloc(b, PANDO__PAGE, PANDO__PAGE, 3);
+
+	assert_int_equal(tail, slab + 63 * PANDO__PAGE);
+	s->slab = (uint64_t)slab;
+	s->tail = (uint64_t)tail;
+	s->span = s->slab / PANDO__SPAN;
+	pando__pages_free(b, (uint64_t)room, 55 * PANDO__PAGE);
+	for (s->n = 0;; s->n++) {
+		for (int k = 0; k < 2; k++)
+			s->p[k][s->n] = alloc(b, PANDO__GRANULE, size);
+		if (at(s->p[0][s->n]) / PANDO__SPAN != s->span ||
+		    at(s->p[1][s->n]) / PANDO__SPAN != s->span)
+			break;
+	}
+	assert_true(s->n > 5);
+	give(b, s->p[0][s->n]);
+	give(b, s->p[1][s->n]);
+	/* As if b was killed: what it has in private memory is of no use to anybody. */
+	orphan(s->span);
+	assert_int_equal(pando__span_adopt(a, 3), (int64_t)s->span);
+}
+
+/* Two threads free neighbours at the same time. */
 static void adopted_pages_go_with_their_last_object(void **state)
 {
 	(void)state;
 	for (unsigned int round = 0; round < 40; round++) {
-		struct pando__front *b = front(1);
-		int64_t slab = pando__pages_alloc(b, PANDO__SLAB, PANDO__SLAB, 3);
-		int64_t room = pando__pages_alloc(b, 55 * PANDO__PAGE, PANDO__PAGE, 3);
-		int64_t tail = pando__pages_alloc(b, PANDO__PAGE, PANDO__PAGE, 3);
-		uint64_t span = (uint64_t)slab / PANDO__SPAN;
-		void *p[2][300];
+		struct adopted s;
 		struct giver g[2];
-		unsigned int n = 0;
 		pthread_t t[2];
 
-		assert_int_equal(tail, slab + 63 * PANDO__PAGE);
-		pando__pages_free(b, (uint64_t)room, 55 * PANDO__PAGE);
-		for (;; n++) {
-			for (int k = 0; k < 2; k++)
-				p[k][n] = alloc(b, PANDO__GRANULE, 1280 + 256 * round);
-			if (at(p[0][n]) / PANDO__SPAN != span || at(p[1][n]) / PANDO__SPAN != span)
-				break;
-		}
-		assert_true(n > 5);
-		give(b, p[0][n]);
-		give(b, p[1][n]);
-		/* As if b was killed: what it has in private memory is of no use to anybody. */
-		orphan(span);
-		assert_int_equal(pando__span_adopt(a, 3), (int64_t)span);
+		adopt_full(&s, 1280 + 256 * round);
 		for (int k = 0; k < 2; k++) {
-			g[k] = (struct giver){a, p[k], n};
+			g[k] = (struct giver){a, s.p[k], s.n};
 			assert_int_equal(pthread_create(&t[k], NULL, give_all, &g[k]), 0);
 		}
-		for (int k = 0; k < 2; k++)
-			pthread_join(t[k], NULL);
-		assert_int_equal(h.view.spans[span].pages, 1ull << 63 | 0xff);
+		join_threads(t, 2);
+		assert_int_equal(h.view.spans[s.span].pages, 1ull << 63 | 0xff);
 		for (uint64_t i = 8; i < 63; i++)
-			assert_int_equal(h.view.page_table[span * PANDO__SPAN_PAGES + i], 0);
-		for (uint64_t o = span * PANDO__SPAN; o < (span + 1) * PANDO__SPAN;
+			assert_int_equal(h.view.page_table[s.span * PANDO__SPAN_PAGES + i], 0);
+		for (uint64_t o = s.span * PANDO__SPAN; o < (s.span + 1) * PANDO__SPAN;
 		     o += PANDO__GRANULE)
 			assert_int_equal(*pando__word(&h.view, o), PANDO__OBJECT_FREE);
-		pando__pages_free(a, (uint64_t)slab, PANDO__SLAB);
-		pando__pages_free(a, (uint64_t)tail, PANDO__PAGE);
+		pando__pages_free(a, s.slab, PANDO__SLAB);
+		pando__pages_free(a, s.tail, PANDO__PAGE);
 	}
 }
+
+#ifdef PANDO_INJECTION
+/*
+ * A thread is held up anywhere while it frees an object in a shared page. Meanwhile another one
+ * frees all others, and the pages are in use again, if they can be: what is there then is left alone.
+ */
+static void who_frees_in_a_shared_page_is_slow(void **state)
+{
+	static const char *const points[] = {"heap.large.dead=nap", "heap.large.left=nap",
+					     "heap.large.claimed=nap"};
+
+	(void)state;
+	for (unsigned int i = 0; i < sizeof(points) / sizeof(points[0]); i++) {
+		struct adopted s;
+		struct giver slow, rest;
+		pthread_t t;
+		int64_t again;
+
+		adopt_full(&s, 1536);
+		slow = (struct giver){a, &s.p[0][3], 1}; /* behind p[1][2], before p[1][3] */
+		pando__inject_arm(points[i]);
+		assert_int_equal(pthread_create(&t, NULL, give_all, &slow), 0);
+		usleep(30000);
+		rest = (struct giver){a, s.p[0], 3};
+		give_all(&rest);
+		rest = (struct giver){a, &s.p[0][4], s.n - 4};
+		give_all(&rest);
+		rest = (struct giver){a, s.p[1], s.n};
+		give_all(&rest);
+		/* As another client would have it, if the span had nothing else. */
+		again = pando__pages_alloc(a, 55 * PANDO__PAGE, PANDO__PAGE, 1);
+		assert_true(again > 0);
+		for (uint64_t k = 0; k < 55 * PANDO__PAGE; k += PANDO__GRANULE)
+			*pando__word(&h.view, (uint64_t)again + k) = PANDO__OBJECT_LIVE;
+		join_threads(&t, 1);
+		pando__inject_arm("");
+		assert_int_equal(again / PANDO__SPAN, s.span); /* the others are gone first */
+		for (uint64_t k = 0; k < 55 * PANDO__PAGE; k += PANDO__GRANULE) {
+			assert_int_equal(*pando__word(&h.view, (uint64_t)again + k),
+					 PANDO__OBJECT_LIVE);
+			*pando__word(&h.view, (uint64_t)again + k) = PANDO__OBJECT_FREE;
+		}
+		for (uint64_t k = 0; k < 55; k++)
+			assert_int_equal(h.view.page_table[(uint64_t)again / PANDO__PAGE + k],
+					 PANDO__PAGE_ENTRY(1, 1, 0));
+		pando__pages_free(a, (uint64_t)again, 55 * PANDO__PAGE);
+		pando__pages_free(a, s.slab, PANDO__SLAB);
+		pando__pages_free(a, s.tail, PANDO__PAGE);
+	}
+}
+#endif
 
 /* ---- fork ------------------------------------------------------------------------------------- */
 
@@ -419,6 +486,10 @@ int main(void)
 		cmocka_unit_test_setup_teardown(a_peak_returns_its_memory, setup, teardown),
 		cmocka_unit_test_setup_teardown(adopted_pages_go_with_their_last_object, setup,
 						teardown),
+#ifdef PANDO_INJECTION
+		cmocka_unit_test_setup_teardown(who_frees_in_a_shared_page_is_slow, setup,
+						teardown),
+#endif
 		cmocka_unit_test_setup_teardown(a_child_leaves_its_parents_objects_alone, setup,
 						teardown),
 		cmocka_unit_test_setup_teardown(threads_of_two_clients, setup, teardown),
