@@ -262,6 +262,8 @@ static inline __attribute__((always_inline)) void release(struct pando_region *r
 				mag->top = top + 1;
 				return;
 			}
+		} else if (pando__object_free_others(m, p, entry)) {
+			return;
 		}
 	}
 	free_slow(r, p, site);

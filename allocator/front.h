@@ -135,6 +135,8 @@ void pando__magazine_push(struct pando__front *f, unsigned int class, void *p);
  * it, for the debug form.
  */
 void pando__object_free(struct pando_region *r, struct pando__front *f, void *p, const void *site);
+/* Part of the fast path; `entry`: of p's page. False: it is no plain case, and nothing has changed. */
+bool pando__object_free_others(const struct pando__magazines *m, const void *p, uint32_t entry);
 /* Tells the handler. `doing` begins the sentence: "freeing". Returns if the handler does. */
 void pando__misused(struct pando_region *r, const void *p, enum pando_misuse what,
 		    const char *doing);

@@ -171,25 +171,18 @@ uint64_t pando__object_size(const struct pando__view *v, uint64_t offset)
 }
 
 /* This thread's intent, for something to be done to an object of another owner. */
-static struct pando__intent *intent_begin(struct pando__front *f, unsigned int kind,
-					  uint64_t offset, uint64_t to)
+static struct pando__intent *intent_lock(struct pando__front *f)
 {
 	struct pando__magazines *m = pando__magazines(f);
-	/* Without memory for magazines a thread has to share, too. */
-	struct pando__intent *intent = m ? m->intent : &f->intents[PANDO__INTENTS - 1];
 
+	/* Without memory for magazines a thread has to share, too. */
 	if (!m || m->intent_shared)
 		pthread_mutex_lock(&f->intent_lock);
-	if (kind == PANDO__INTENT_TRANSFER)
-		pando__store_relaxed(&intent->to, to);
-	/* The object's word, which counts on this, changes by a sequentially consistent step. */
-	pando__store_release(&intent->what, PANDO__INTENT(kind, offset));
-	return intent;
+	return m ? m->intent : &f->intents[PANDO__INTENTS - 1];
 }
 
-static void intent_end(struct pando__front *f, struct pando__intent *intent)
+static void intent_unlock(struct pando__front *f, struct pando__intent *intent)
 {
-	pando__store_release(&intent->what, 0);
 	if (intent == &f->intents[PANDO__INTENTS - 1])
 		pthread_mutex_unlock(&f->intent_lock);
 }
@@ -217,21 +210,60 @@ static void tell(const struct pando__view *v, uint64_t offset)
 	}
 }
 
-static bool free_remote(struct pando__front *f, struct seen *s)
+/* The steps under an intent that is this thread's alone. False: the word was another by then. */
+static inline bool remote_step(struct pando__front *f, struct pando__intent *intent, struct seen *s)
 {
-	uint16_t *word = pando__word(&f->view, s->offset);
-	struct pando__intent *intent = intent_begin(f, PANDO__INTENT_FREE, s->offset, 0);
 	bool done;
 
+	/* The object's word, which counts on this, changes by a sequentially consistent step. */
+	pando__store_release(&intent->what, PANDO__INTENT(PANDO__INTENT_FREE, s->offset));
 	PANDO_INJECT("heap.free.intent");
-	done = pando__cas_seq_cst(word, &s->word, PANDO__OBJECT_REMOTE);
+	done = pando__cas_seq_cst(pando__word(&f->view, s->offset), &s->word, PANDO__OBJECT_REMOTE);
 	PANDO_INJECT("heap.free.remote");
 	if (done)
 		tell(&f->view, s->offset);
 	PANDO_INJECT("heap.free.told");
-	intent_end(f, intent);
+	pando__store_release(&intent->what, 0);
 	PANDO_INJECT("heap.free.done");
 	return done;
+}
+
+static bool free_remote(struct pando__front *f, struct seen *s)
+{
+	struct pando__intent *intent = intent_lock(f);
+	bool done = remote_step(f, intent, s);
+
+	intent_unlock(f, intent);
+	return done;
+}
+
+/*
+ * The usual case of free_remote() without all that pando__object_free() needs to know of the others:
+ * p is an object of a slab whose pages name another client or no living one, and is held by this
+ * client, by the region, or by nobody but its owner. False: not so, nothing has changed.
+ *
+ * A page that names somebody lies in a span that is somebody's, so the span need not be asked.
+ */
+bool pando__object_free_others(const struct pando__magazines *m, const void *p, uint32_t entry)
+{
+	struct pando__front *f = m->front;
+	const unsigned int class = PANDO__PAGE_CLASS(entry);
+	struct seen s = {.offset = (uint64_t)((const char *)p - f->view.base), .entry = entry};
+	unsigned int holder;
+	bool begins;
+
+	if (class - 1 >= PANDO__CLASSES - 1 || m->intent_shared ||
+	    PANDO__PAGE_OWNER(entry) == f->me || PANDO__PAGE_OWNER(entry) == 0)
+		return false;
+	(void)index_in_slab(s.offset, class, &begins);
+	if (!begins)
+		return false;
+	s.word = pando__load_acquire(pando__word(&f->view, s.offset));
+	holder = PANDO__OBJECT_HOLDER(s.word);
+	if (s.word != PANDO__OBJECT_LIVE && !(PANDO__OBJECT_IS_SHARED(s.word) &&
+					      (holder == PANDO__HOLDER_REGION || holder == f->me)))
+		return false;
+	return remote_step(f, m->intent, &s);
 }
 
 static bool free_own(struct pando__front *f, struct seen *s, void *p)
@@ -393,10 +425,15 @@ int pando_transfer(struct pando_region *r, void *p, pando_holder to)
 			return cannot(EINVAL, f, p, "giving away");
 		if (!may(f, &s, false))
 			return cannot(EPERM, f, p, "giving away");
-		intent = intent_begin(f, PANDO__INTENT_TRANSFER, s.offset, to);
+		intent = intent_lock(f);
+		pando__store_relaxed(&intent->to, to);
+		/* As with FREE, in remote_step(). */
+		pando__store_release(&intent->what,
+				     PANDO__INTENT(PANDO__INTENT_TRANSFER, s.offset));
 		rc = give(f, &s, to);
 		PANDO_INJECT("heap.transfer.done");
-		intent_end(f, intent);
+		pando__store_release(&intent->what, 0);
+		intent_unlock(f, intent);
 	} while (rc == 1);
 	return rc < 0 ? gone(f, p) : 0;
 }

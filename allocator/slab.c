@@ -11,8 +11,10 @@
  *		that have memory already come first. An empty list: see what others have freed, adopt
  *		an orphan's slab, make a new one, in this order
  *	flush	CACHED -> FREE, for a magazine that is too full, a thread that ends, a trim
- *	collect	REMOTE -> FREE: what others have freed. Done when a class has nothing left, so that
- *		much of it comes together; for who does not allocate, the broker does it
+ *	collect	REMOTE -> FREE: what others have freed. Done when a class has nothing left and has
+ *		handed out a slab's worth since the last time, so that much of it comes together: who
+ *		looks earlier takes the lines of words and hints from the one who is freeing, for a
+ *		few objects each time. For who does not allocate, the broker does it
  *
  * A slab whose objects are all FREE is kept for a while, since the next burst will want it: each
  * WINDOW flushes of a class, the slabs that have been empty all the time since the last look go back.
@@ -63,6 +65,7 @@ struct class_slabs {
 	uint32_t empty; /* slabs with nothing but FREE */
 	uint32_t empty_low; /* fewest of them since the window began */
 	uint32_t flushes; /* since then */
+	uint32_t since; /* objects handed out since others' frees were collected */
 } __attribute__((aligned(64)));
 
 struct pando__slabs {
@@ -537,6 +540,50 @@ static bool list_leftovers(struct pando__front *f, unsigned int class)
 	return any;
 }
 
+/* Class lock held, but let go of for a while. As refill_listed(), after what others have freed is in. */
+static int refill_collected(struct pando__front *f, unsigned int class, void **out,
+			    unsigned int want)
+{
+	struct class_slabs *c = &f->slabs->of[class];
+	bool more;
+
+	c->since = 0;
+	pthread_mutex_unlock(&c->lock);
+	more = collect_if_told(f);
+	pthread_mutex_lock(&c->lock);
+	return more ? refill_listed(f, class, out, want) : 0;
+}
+
+/* The same, after a span of a dead client has been adopted, if there is one. */
+static int refill_adopted(struct pando__front *f, unsigned int class, void **out, unsigned int want)
+{
+	struct class_slabs *c = &f->slabs->of[class];
+	bool more;
+
+	pthread_mutex_unlock(&c->lock);
+	more = adopt(f, class);
+	pthread_mutex_lock(&c->lock);
+	return more ? refill_listed(f, class, out, want) : 0;
+}
+
+/* The same, with a new slab; where there is no memory for one, with what there is. */
+static int refill_new(struct pando__front *f, unsigned int class, void **out, unsigned int want)
+{
+	int n = 0, rc;
+
+	while (n == 0) {
+		rc = new_slab(f, class);
+		if (rc < 0) {
+			n = refill_collected(f, class, out, want);
+			if (n == 0 && rc == -ENOMEM && list_leftovers(f, class))
+				n = refill_listed(f, class, out, want);
+			return n != 0 ? n : rc;
+		}
+		n = refill_listed(f, class, out, want);
+	}
+	return n;
+}
+
 int pando__slab_refill(struct pando__front *f, unsigned int class, void **out, unsigned int want)
 {
 	struct class_slabs *c = &f->slabs->of[class];
@@ -544,29 +591,14 @@ int pando__slab_refill(struct pando__front *f, unsigned int class, void **out, u
 
 	pthread_mutex_lock(&c->lock);
 	n = refill_listed(f, class, out, want);
-	if (n == 0) {
-		bool more;
-
-		pthread_mutex_unlock(&c->lock);
-		more = collect_if_told(f);
-		pthread_mutex_lock(&c->lock);
-		n = more ? refill_listed(f, class, out, want) : 0;
-	}
-	if (n == 0) {
-		bool more;
-
-		pthread_mutex_unlock(&c->lock);
-		more = adopt(f, class);
-		pthread_mutex_lock(&c->lock);
-		n = more ? refill_listed(f, class, out, want) : 0;
-	}
-	while (n == 0) {
-		n = new_slab(f, class);
-		if (n == -ENOMEM && list_leftovers(f, class))
-			n = 0;
-		if (n == 0)
-			n = refill_listed(f, class, out, want);
-	}
+	if (n == 0 && c->since >= pando__classes[class].count)
+		n = refill_collected(f, class, out, want);
+	if (n == 0)
+		n = refill_adopted(f, class, out, want);
+	if (n == 0)
+		n = refill_new(f, class, out, want);
+	if (n > 0)
+		c->since += (uint32_t)n;
 	pthread_mutex_unlock(&c->lock);
 	return n;
 }
