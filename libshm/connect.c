@@ -13,8 +13,9 @@
  * elsewhere.
  *
  * pando_disconnect() closes the regions one by one and waits for the answers, so that what was
- * transient is gone when it returns; if the broker does not answer within a second, it hangs up,
- * which comes to the same.
+ * transient is gone when it returns. If the broker does not answer within a second, it leaves the
+ * heaps of all regions and hangs up, which comes to the same; in this order, since who has hung up
+ * has nothing in a heap any more, as far as the broker knows.
  */
 #include "client.h"
 
@@ -257,9 +258,19 @@ int pando_connect(struct pando **out, const char *broker)
 	return 0;
 }
 
+/* The broker does not answer: hanging up tells it. */
+static void leave(struct pando *p)
+{
+	pthread_mutex_lock(&p->lock);
+	for (struct pando_region *r = p->regions; r; r = r->next)
+		pando__region_heap_close(r);
+	pando__hang_up(p);
+	p->standing = PANDO__GONE;
+	pthread_mutex_unlock(&p->lock);
+}
+
 void pando_disconnect(struct pando *p)
 {
-	bool quick = false;
 
 	if (!p)
 		return;
@@ -270,14 +281,8 @@ void pando_disconnect(struct pando *p)
 		struct pando_region *r = p->regions;
 
 		r->opens = 1;
-		if (quick) { /* it does not answer: hanging up below tells it */
-			pthread_mutex_lock(&p->lock);
-			pando__hang_up(p);
-			p->standing = PANDO__GONE;
-			pthread_mutex_unlock(&p->lock);
-		}
 		if (pando_region_close(r) == -ETIMEDOUT)
-			quick = true;
+			leave(p);
 	}
 	pando__fork_delist(p);
 	pando__close_fds(p);

@@ -111,8 +111,10 @@ void pando__region_heap_close(struct pando_region *r)
 
 	r->gate.serial = 0;
 	r->gate.front = NULL;
-	if (f)
-		pando__front_free(f);
+	if (!f)
+		return;
+	pando__front_free(f);
+	PANDO_INJECT("client.heap.closed");
 }
 
 void pando__region_heap_forked(struct pando_region *r)

@@ -4,7 +4,8 @@
  * as parent and as the child of a fork(). Each time the broker must be as before, and the region as
  * good as ever for the next client.
  *
- * The victim is this program, executed again: points are armed when a program starts.
+ * The victim is this program, executed again: points are armed when a program starts. Another one
+ * is stopped while it leaves.
  */
 #include "harness.h"
 
@@ -105,13 +106,81 @@ static void test_points(struct harness *h)
 	printf("  %u deaths\n", deaths);
 }
 
+/* Has something in two heaps, and leaves them when it is told to. */
+static int leaver(void)
+{
+	static const char *const names[] = {"one", "two"};
+	struct pando_region *r;
+	struct pando *p;
+
+	if (pando_connect(&p, NULL) < 0)
+		return 1;
+	for (unsigned int i = 0; i < 2; i++)
+		if (pando_region_open(p, names[i], 0, NULL, &r) < 0 || !pando_alloc(r, 5000))
+			return 2;
+	(void)raise(SIGSTOP);
+	pando_disconnect(p);
+	return 0;
+}
+
+static bool await_stop(pid_t pid)
+{
+	int status;
+
+	CHECK(waitpid(pid, &status, WUNTRACED) == pid);
+	return WIFSTOPPED(status);
+}
+
+/*
+ * The broker does not answer who disconnects. That client is stopped after it has left its last
+ * heap: as long as it was at work there, the broker must take it for attached.
+ */
+static void test_leaving_unanswered(struct harness *h)
+{
+	struct pando_region *one = harness_region(h->checker, "one", 256 * MIB, PANDO_HEAP);
+	struct pando_region *two = harness_region(h->checker, "two", 256 * MIB, PANDO_HEAP);
+	struct pando_region_stat st;
+	pid_t pid;
+
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0) {
+		setenv("PANDO_INJECT", "client.heap.closed=stop@2", 1);
+		execl("/proc/self/exe", "leaver", "--leaver", NULL);
+		_exit(127);
+	}
+	CHECK(await_stop(pid));
+	CHECK(kill(h->broker, SIGSTOP) == 0 && kill(pid, SIGCONT) == 0);
+	if (!await_stop(pid)) {
+		CHECK(kill(h->broker, SIGCONT) == 0);
+		harness_skip("built without injection points (-Dinjection=true)");
+	}
+	CHECK(kill(h->broker, SIGCONT) == 0);
+	harness_sleep_ms(300);
+	/* The last one: "two" was opened later, and has been closed. */
+	CHECK_OK(pando_region_stat(one, &st));
+	CHECK_INT(st.clients, 2);
+	CHECK(kill(pid, SIGCONT) == 0);
+	CHECK_INT(harness_join(pid), 0);
+	harness_await_clients(h, 1);
+	CHECK_OK(pando_heap_check(one));
+	CHECK_OK(pando_heap_check(two));
+	CHECK_OK(pando_region_close(one));
+	CHECK_OK(pando_region_close(two));
+	CHECK_OK(pando_region_destroy(h->checker, "one"));
+	CHECK_OK(pando_region_destroy(h->checker, "two"));
+}
+
 int main(int argc, char **argv)
 {
 	static const struct harness_test tests[] = {
 		{.name = "points", .run = test_points},
+		{.name = "leaving_unanswered", .run = test_leaving_unanswered},
 	};
 
 	if (argc > 1 && strcmp(argv[1], "--victim") == 0)
 		return victim();
+	if (argc > 1 && strcmp(argv[1], "--leaver") == 0)
+		return leaver();
 	return harness_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0]));
 }
