@@ -191,14 +191,18 @@ static bool is_frozen(const struct worker_book *b, uint32_t freeze)
 	return true;
 }
 
-/* Everybody who lives stands still between two operations. */
+/*
+ * Everybody who lives stands still between two operations. Who was killed is waited for until it is
+ * dead: on another processor it may go on for a moment, and freeze as well.
+ */
 static void freeze(void)
 {
 	const uint32_t number = pando__add_acq_rel(&shadow->freeze, 1) + 1;
 	const double end = daemon_now() + PATIENCE_S;
 
 	for (unsigned int i = 0; i < shadow->workers; i++)
-		while (alive(&shadow->worker[i]) && !is_frozen(&shadow->worker[i], number)) {
+		while (alive(&shadow->worker[i]) &&
+		       (shadow->worker[i].killed || !is_frozen(&shadow->worker[i], number))) {
 			if (daemon_now() > end) {
 				printf("  worker %u, pid %d, hangs\n", i, shadow->worker[i].pid);
 				fflush(stdout);
@@ -479,9 +483,13 @@ static void kill_some(void)
 
 	for (unsigned int k = 0; k < n; k++) {
 		struct worker_book *b = &shadow->worker[rnd() % shadow->workers];
+		/* Read once: it becomes -1 when the process has ended, which means everybody to kill(). */
+		const pid_t pid = pando__load_acquire(&b->pid);
 
-		if (alive(b) && !b->immortal)
-			(void)kill(b->pid, SIGKILL);
+		if (pid > 0 && !b->immortal) {
+			b->killed = 1;
+			(void)kill(pid, SIGKILL);
+		}
 		if (rnd() % 4 == 0)
 			nap((double)(rnd() % 1000) * 1e-6);
 	}

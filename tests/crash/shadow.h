@@ -60,6 +60,7 @@ struct worker_book {
 	pid_t pid; /* 0: not there */
 	uint32_t ready; /* attached */
 	uint32_t immortal;
+	uint32_t killed; /* by the campaign: it will be dead, whatever it still looks like */
 	uint32_t slot;
 	uint64_t holder; /* pando_self() */
 	/* What the spawner was asked for. */
