@@ -343,7 +343,10 @@ static void who_frees_in_a_shared_page_is_slow(void **state)
 		slow = (struct giver){a, &s.p[0][3], 1}; /* behind p[1][2], before p[1][3] */
 		pando__inject_arm(points[i]);
 		assert_int_equal(pthread_create(&t, NULL, give_all, &slow), 0);
-		usleep(30000);
+		/* Its word is the first thing to change, under the lock. */
+		while (pando__load_acquire(pando__word(&h.view, at(s.p[0][3]))) !=
+		       PANDO__OBJECT_FREE)
+			usleep(1000);
 		rest = (struct giver){a, s.p[0], 3};
 		give_all(&rest);
 		rest = (struct giver){a, &s.p[0][4], s.n - 4};
