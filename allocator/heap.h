@@ -184,10 +184,10 @@ bool pando__heap_there(const struct pando__view *v);
 int pando__heap_reap(const struct pando__view *v, uint32_t slot,
 		     const struct pando__slot *slot_page, struct pando__reclaimed *out);
 /*
- * True if a transfer under way names this slot, which has been reaped: then it must not be given to
- * another client yet. slots: the whole slots file.
+ * Sets the bits of slots that transfers under way name, and which must not be given to other clients
+ * yet, in bits[] (cleared before): PANDO__HEAP_CLIENTS of them. slots: the whole slots file.
  */
-bool pando__heap_slot_named(const struct pando__view *v, const char *slots, uint32_t slot);
+void pando__heap_slots_named(const struct pando__view *v, const char *slots, uint64_t *bits);
 /* Frees what has been freed in orphans, and the spans that are empty then. */
 int pando__heap_sweep(const struct pando__view *v, struct pando__reclaimed *out);
 /*

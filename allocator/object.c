@@ -427,8 +427,8 @@ int pando_transfer(struct pando_region *r, void *p, pando_holder to)
 			return cannot(EPERM, f, p, "giving away");
 		intent = intent_lock(f);
 		pando__store_relaxed(&intent->to, to);
-		/* As with FREE, in remote_step(). */
-		pando__store_release(&intent->what,
+		/* Before the look at the receiver; partner: the broker, which looks here after that. */
+		pando__store_seq_cst(&intent->what,
 				     PANDO__INTENT(PANDO__INTENT_TRANSFER, s.offset));
 		rc = give(f, &s, to);
 		PANDO_INJECT("heap.transfer.done");

@@ -91,26 +91,32 @@ static void finish_intents(const struct pando__view *v, const struct pando__slot
 	}
 }
 
-bool pando__heap_slot_named(const struct pando__view *v, const char *slots, uint32_t slot)
+void pando__heap_slots_named(const struct pando__view *v, const char *slots, uint64_t *bits)
 {
 	struct pando__ledger *l = (struct pando__ledger *)(uintptr_t)v->ledger;
 	const uint32_t high = pando__load_acquire(&l->clients_high);
 
+	memset(bits, 0, (PANDO__HEAP_CLIENTS + 63) / 64 * sizeof(*bits));
 	for (uint32_t s = 0; s < high && s < PANDO__HEAP_CLIENTS; s++) {
 		const struct pando__intent *intents =
 			(const void *)(slots + (size_t)s * PANDO__SLOT_SIZE +
 				       PANDO__INTENTS_OFFSET);
 
-		if (s == slot || PANDO__CLIENT_STATE(pando__load_acquire(
-					 &pando__ledger_client(l, s)->word)) == PANDO__CLIENT_FREE)
+		if (PANDO__CLIENT_STATE(pando__load_acquire(&pando__ledger_client(l, s)->word)) ==
+		    PANDO__CLIENT_FREE)
 			continue;
-		for (unsigned int i = 0; i < PANDO__INTENTS; i++)
-			if (PANDO__INTENT_KIND(pando__load_acquire(&intents[i].what)) ==
-				    PANDO__INTENT_TRANSFER &&
-			    (pando__load_relaxed(&intents[i].to) & 0xffff) == slot + 1)
-				return true;
+		for (unsigned int i = 0; i < PANDO__INTENTS; i++) {
+			uint64_t to;
+
+			/* Partner: pando_transfer(), which looks at the receiver after this is there. */
+			if (PANDO__INTENT_KIND(pando__load_seq_cst(&intents[i].what)) !=
+			    PANDO__INTENT_TRANSFER)
+				continue;
+			to = (pando__load_relaxed(&intents[i].to) & 0xffff) - 1;
+			if (to < PANDO__HEAP_CLIENTS)
+				bits[to / 64] |= 1ull << to % 64;
+		}
 	}
-	return false;
 }
 
 /* --- objects that others own the spans of --- */

@@ -46,6 +46,7 @@
 #define RETRIES 5u
 #define RESERVE_MS 1000u /* how long empty spans keep their memory */
 #define RESERVE_MOST 4096u /* spans that a sweep gives back at most: 1 GiB */
+#define REAPED_MOST 32u /* clients in a row, while something else is to be done */
 #define WORD_BITS 64u
 
 /* --- memory that may not be there --- */
@@ -158,14 +159,26 @@ static void clear_bit(uint64_t *bits, uint32_t slot)
 	bits[slot / WORD_BITS] &= ~(1ull << slot % WORD_BITS);
 }
 
-static bool any_bit(const uint64_t *bits, uint32_t *slot)
+/* The first one from `from` on, or else the first of all. */
+static bool next_bit(const uint64_t *bits, uint32_t from, uint32_t *slot)
 {
-	for (uint32_t w = 0; w < HEAP_SLOT_WORDS; w++)
-		if (bits[w]) {
-			*slot = w * WORD_BITS + (uint32_t)__builtin_ctzll(bits[w]);
+	const uint32_t first = from / WORD_BITS % HEAP_SLOT_WORDS;
+
+	for (uint32_t i = 0; i <= HEAP_SLOT_WORDS; i++) {
+		const uint32_t w = (first + i) % HEAP_SLOT_WORDS;
+		const uint64_t word = i ? bits[w] : bits[w] & ~0ull << from % WORD_BITS;
+
+		if (word) {
+			*slot = w * WORD_BITS + (uint32_t)__builtin_ctzll(word);
 			return true;
 		}
+	}
 	return false;
+}
+
+static bool any_bit(const uint64_t *bits, uint32_t *slot)
+{
+	return next_bit(bits, 0, slot);
 }
 
 void heap_release(struct region *r, uint32_t slot, bool readonly)
@@ -234,11 +247,11 @@ static void reap(void *arg)
 static void look(void *arg)
 {
 	struct region_heap *h = arg;
+	uint64_t named[HEAP_SLOT_WORDS];
 
-	for (uint32_t slot = 0; slot < PANDO__HEAP_CLIENTS; slot++)
-		if ((h->waiting[slot / WORD_BITS] >> slot % WORD_BITS & 1) &&
-		    !pando__heap_slot_named(&h->view, h->slots, slot))
-			set_bit(h->free, slot);
+	pando__heap_slots_named(&h->view, h->slots, named);
+	for (uint32_t w = 0; w < HEAP_SLOT_WORDS; w++)
+		h->free[w] = h->waiting[w] & ~named[w];
 }
 
 /*
@@ -294,12 +307,11 @@ void heap_work(struct job *job)
 
 /* --- what is done when --- */
 
-static void start(struct region *r, enum heap_work doing, uint32_t slot)
+static void start(struct region *r, enum heap_work doing)
 {
 	struct region_heap *h = &r->heap;
 
 	h->doing = doing;
-	h->slot = slot;
 	h->working = true;
 	h->begun_ns = broker_now();
 	h->job.broker = r->broker;
@@ -311,6 +323,11 @@ static void start(struct region *r, enum heap_work doing, uint32_t slot)
 	r->broker->ops->submit(r->broker, &h->job);
 }
 
+/*
+ * What is begun next. Slots that only have to be looked at are somebody's soon, so that comes first;
+ * and while clients go on dying, the rest gets its turn after some of them, and they get theirs one
+ * after the other.
+ */
 void heap_continue(struct region *r)
 {
 	struct region_heap *h = &r->heap;
@@ -318,16 +335,23 @@ void heap_continue(struct region *r)
 
 	if (h->working || h->failed || r->state != REGION_LIVE)
 		return;
-	if (h->recover)
-		start(r, HEAP_RECOVER, 0);
-	else if (any_bit(h->dead, &slot))
-		start(r, HEAP_REAP, slot);
-	else if (h->look && any_bit(h->waiting, &slot))
-		start(r, HEAP_LOOK, 0);
-	else if (h->settle)
-		start(r, HEAP_SETTLE, 0);
-	else if (h->sweep)
-		start(r, HEAP_SWEEP, 0);
+	if (!h->settle && !h->sweep)
+		h->reaped = 0;
+	if (h->recover) {
+		start(r, HEAP_RECOVER);
+	} else if (h->look && any_bit(h->waiting, &slot)) {
+		start(r, HEAP_LOOK);
+	} else if (h->reaped < REAPED_MOST && next_bit(h->dead, h->slot + 1, &slot)) {
+		h->reaped++;
+		h->slot = slot;
+		start(r, HEAP_REAP);
+	} else if (h->settle) {
+		h->reaped = 0;
+		start(r, HEAP_SETTLE);
+	} else if (h->sweep) {
+		h->reaped = 0;
+		start(r, HEAP_SWEEP);
+	}
 }
 
 static void reaped(struct region *r)
@@ -454,7 +478,7 @@ void heap_tick(struct broker *b)
 		struct region_heap *h = &r->heap;
 		struct wanted w = {.r = r};
 
-		if (r->state != REGION_LIVE || h->working || !heap_there(r))
+		if (r->state != REGION_LIVE || !heap_there(r))
 			continue;
 		/* Orphans are gone through now and then even if they say nothing. */
 		if (!guarded(look_for_work, &w) || ++h->ticks % HEAP_TICKS == 0)
@@ -485,7 +509,7 @@ int heap_shrink(struct client *c, const struct pando__msg *msg, struct region *r
 	}
 	if (!h->working) {
 		h->size = size;
-		start(r, HEAP_SHRINK, 0);
+		start(r, HEAP_SHRINK);
 	}
 	return handler_park(c, msg, &r->waiting) < 0 ? -ENOMEM : 1;
 }

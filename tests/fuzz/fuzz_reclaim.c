@@ -212,6 +212,7 @@ static void write_raw(struct input *in)
 
 static void reap(uint32_t slot)
 {
+	static uint64_t named[(PANDO__HEAP_CLIENTS + 63) / 64];
 	struct pando__reclaimed out;
 
 	pando__ledger_client(ledger, slot)->word = PANDO__CLIENT_WORD(5, PANDO__CLIENT_REAPING);
@@ -228,7 +229,7 @@ static void reap(uint32_t slot)
 		     "a span is the dead client's still");
 	}
 	must(view.clients[slot].spans == 0 && view.clients[slot].remote == 0, "its line");
-	(void)pando__heap_slot_named(&view, slots, slot);
+	pando__heap_slots_named(&view, slots, named);
 }
 
 static void step(struct input *in)

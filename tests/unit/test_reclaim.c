@@ -339,19 +339,33 @@ static void intents_of_the_dead(void **state)
 	(void)reap(A);
 }
 
+static bool named(uint32_t client)
+{
+	static uint64_t bits[(PANDO__HEAP_CLIENTS + 63) / 64];
+
+	pando__heap_slots_named(&h.view, (const char *)hand_slot(&h, 0), bits);
+	return bits[(client - 1) / 64] >> (client - 1) % 64 & 1;
+}
+
 static void a_slot_that_is_named_waits(void **state)
 {
 	struct pando__intent *in = hand_intents(&h, B - 1);
-	const char *slots = (const char *)hand_slot(&h, 0);
 
 	(void)state;
-	assert_false(pando__heap_slot_named(&h.view, slots, A - 1));
+	assert_false(named(A));
 	in[95] = (struct pando__intent){.what = PANDO__INTENT(PANDO__INTENT_TRANSFER, 1 << 20),
 					.to = A | 5ull << 16};
-	assert_true(pando__heap_slot_named(&h.view, slots, A - 1));
-	assert_false(pando__heap_slot_named(&h.view, slots, C - 1));
+	assert_true(named(A));
+	assert_false(named(C));
 	in[95].what = PANDO__INTENT(PANDO__INTENT_FREE, 1 << 20);
-	assert_false(pando__heap_slot_named(&h.view, slots, A - 1));
+	assert_false(named(A));
+	in[95] = (struct pando__intent){.what = PANDO__INTENT(PANDO__INTENT_TRANSFER, 1 << 20)};
+	in[94] = (struct pando__intent){.what = PANDO__INTENT(PANDO__INTENT_TRANSFER, 1 << 20),
+					.to = UINT64_MAX};
+	for (uint32_t c = 1; c <= PANDO__HEAP_CLIENTS; c++)
+		assert_false(named(c)); /* rubbish names nobody */
+	in[94].to = PANDO__HEAP_CLIENTS;
+	assert_true(named(PANDO__HEAP_CLIENTS));
 }
 
 static void recovery_puts_hints_back(void **state)
