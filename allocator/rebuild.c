@@ -175,31 +175,74 @@ bool pando__rebuild_take(const struct pando__view *v, uint64_t index, uint64_t w
 						   PANDO__SPAN_COUNT(word)));
 }
 
+/* The granule up to which the last object of a span in use reaches, if that is beyond the span; or 0. */
+static uint64_t reaches_beyond(const struct pando__view *v, uint64_t index)
+{
+	const uint64_t begin = index * PANDO__SPAN_GRANULES, end = begin + PANDO__SPAN_GRANULES;
+
+	for (uint64_t g = end; g > begin;) {
+		uint64_t length;
+		uint16_t word;
+
+		if (g % 4 == 0 &&
+		    pando__load_relaxed((uint64_t *)(void *)&v->objects[g - 4]) == 0) {
+			g -= 4;
+			continue;
+		}
+		word = load_word(v, --g);
+		if (word == PANDO__OBJECT_FREE || PANDO__OBJECT_IS_LENGTH(word))
+			continue;
+		if (PANDO__PAGE_CLASS(pando__load_relaxed(
+			    &v->page_table[g / PANDO__PAGE_GRANULES])) != PANDO__CLASS_LARGE)
+			return 0;
+		length = pando__large_granules(v, g);
+		return g + length > end ? g + length : 0;
+	}
+	return 0;
+}
+
+static void release_one(struct pando__rebuild *from, uint64_t index)
+{
+	struct pando__rebuild b = {.v = from->v, .out = from->out, .keep_crossing = true};
+
+	for (uint64_t p = index * PANDO__SPAN_PAGES; p < (index + 1) * PANDO__SPAN_PAGES; p++) {
+		uint32_t entry = pando__load_relaxed(&b.v->page_table[p]);
+
+		if (PANDO__PAGE_FLAGS(entry) & PANDO__PAGE_INNER)
+			set_entry(b.v, p, entry & ~(PANDO__PAGE_INNER << 24));
+	}
+	PANDO_INJECT("heap.rebuild.released");
+	pando__rebuild_span(&b, index);
+	pando__rebuild_finish(b.v, index, b.out);
+}
+
 /*
- * A large object in orphans goes, of which the spans after the one at hand have a part: these are
- * judged again without it. Spans that are not orphans have no part of it: it is the second attempt,
- * and they were freed in the first.
+ * A large object goes, of which the spans after the one at hand have a part: those that are orphans
+ * are judged again without it. It may be the second attempt, or the third: then some of them were
+ * freed before, have been somebody else's, and may be orphans again, for another reason. What
+ * continues there is this object unless one that begins behind its head reaches there: objects do
+ * not overlap.
  */
 static void release_following(struct pando__rebuild *from, uint64_t index, uint64_t granules_end)
 {
 	const struct pando__view *v = from->v;
-	uint64_t last = (granules_end - 1) / PANDO__SPAN_GRANULES;
+	const uint64_t last = (granules_end - 1) / PANDO__SPAN_GRANULES;
+	uint64_t other = 0, looked = index + 1; /* up to which others reach, of the spans before */
 
 	for (uint64_t i = index + 1; i <= last && i < v->end / PANDO__SPAN; i++) {
-		struct pando__rebuild b = {.v = v, .out = from->out, .keep_crossing = true};
-		uint64_t word = pando__load_acquire(&v->spans[i].word);
+		const uint64_t word = pando__load_acquire(&v->spans[i].word);
 
-		if (!pando__rebuild_take(v, i, word))
+		if (PANDO__SPAN_OWNER(word) != PANDO__OWNER_ORPHAN)
 			continue;
-		for (uint64_t p = i * PANDO__SPAN_PAGES; p < (i + 1) * PANDO__SPAN_PAGES; p++) {
-			uint32_t entry = pando__load_relaxed(&v->page_table[p]);
+		for (; looked < i; looked++) {
+			uint64_t end = 0;
 
-			if (PANDO__PAGE_FLAGS(entry) & PANDO__PAGE_INNER)
-				set_entry(v, p, entry & ~(PANDO__PAGE_INNER << 24));
+			if (pando__span_in_use(pando__load_acquire(&v->spans[looked].word)))
+				end = reaches_beyond(v, looked);
+			other = end > other ? end : other;
 		}
-		PANDO_INJECT("heap.rebuild.released");
-		pando__rebuild_span(&b, i);
-		pando__rebuild_finish(v, i, from->out);
+		if (other <= i * PANDO__SPAN_GRANULES && pando__rebuild_take(v, i, word))
+			release_one(from, i);
 	}
 }
 

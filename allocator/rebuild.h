@@ -18,6 +18,14 @@ struct pando__rebuild {
 	bool keep_crossing;
 };
 
+/* Objects of somebody may lie in a span with this word. */
+static inline bool pando__span_in_use(uint64_t word)
+{
+	return PANDO__SPAN_STATE(word) == PANDO__SPAN_OWNED ||
+	       PANDO__SPAN_STATE(word) == PANDO__SPAN_ORPHAN ||
+	       PANDO__SPAN_STATE(word) == PANDO__SPAN_SWEEPING;
+}
+
 /* Makes an orphan SWEEPING, if it is not already. False: it is none (any more). */
 bool pando__rebuild_take(const struct pando__view *v, uint64_t index, uint64_t word);
 /*

@@ -221,14 +221,6 @@ static bool take_dead(const struct pando__view *v, uint64_t index, uint32_t dead
 		       PANDO__SPAN_WORD(dead, PANDO__SPAN_SWEEPING, PANDO__SPAN_COUNT(word)));
 }
 
-/* Objects of somebody else may lie there. */
-static bool in_use(uint64_t word)
-{
-	return PANDO__SPAN_STATE(word) == PANDO__SPAN_OWNED ||
-	       PANDO__SPAN_STATE(word) == PANDO__SPAN_ORPHAN ||
-	       PANDO__SPAN_STATE(word) == PANDO__SPAN_SWEEPING;
-}
-
 static void judge_spans(const struct pando__view *v, uint32_t dead, struct pando__reclaimed *out)
 {
 	struct pando__rebuild b = {.v = v, .out = out, .dead = dead};
@@ -242,7 +234,7 @@ static void judge_spans(const struct pando__view *v, uint32_t dead, struct pando
 			continue;
 		}
 		b.carry = 0;
-		if (in_use(word) && pando__load_relaxed(&v->spans[i].held))
+		if (pando__span_in_use(word) && pando__load_relaxed(&v->spans[i].held))
 			free_held(v, i, dead, out);
 		else if (PANDO__SPAN_STATE(word) == PANDO__SPAN_ABSENT)
 			pando__span_finish(v, (uint32_t)i, dead);
@@ -450,7 +442,7 @@ int pando__heap_recover(const struct pando__view *v, struct pando__reclaimed *ou
 	for (uint64_t i = first_span(v); i < end_span(v); i++) {
 		const uint64_t word = pando__load_acquire(&v->spans[i].word);
 
-		if (in_use(word)) {
+		if (pando__span_in_use(word)) {
 			hint_anew(v, i);
 			end_emptying(v, i);
 		} else if (PANDO__SPAN_STATE(word) == PANDO__SPAN_ABSENT)

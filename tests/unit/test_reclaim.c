@@ -259,6 +259,85 @@ static void long_object_survives_and_is_freed(void **state)
 	free_the_rest();
 }
 
+/*
+ * Brokers died while they released what follows a long object, before its head was cleared. Since
+ * then what follows has been somebody else's, who has died, too: an object reaches from one of these
+ * spans into the next.
+ */
+static void what_follows_is_anothers_by_now(void **state)
+{
+	const uint64_t half = 32 * PANDO__PAGE_GRANULES;
+
+	(void)state;
+	for (int with_small = 0; with_small < 2; with_small++) {
+		/* From page 32 of span 1 to page 15 of span 3. */
+		hand_own(&h, 1, A, PANDO__SPAN_SWEEPING);
+		hand_large(&h, 1, half, half + PANDO__SPAN_GRANULES + half / 2, A,
+			   PANDO__OBJECT_REMOTE);
+		memset(&h.view.page_table[(h.first + 2) * PANDO__SPAN_PAGES], 0,
+		       2 * PANDO__SPAN_PAGES * sizeof(uint32_t));
+		hand_span(&h, 2)->pages = hand_span(&h, 3)->pages = 0;
+		hand_own(&h, 2, B, PANDO__SPAN_OWNED);
+		hand_own(&h, 3, B, PANDO__SPAN_OWNED);
+		if (with_small) {
+			hand_slab(&h, 2, 0, B, 1);
+			*hand_object(&h, 2, 0, 1, 5) = REGION;
+		}
+		/* From page 40 of span 2 to page 7 of span 3. */
+		hand_large(&h, 2, 40 * PANDO__PAGE_GRANULES, half, B, REGION);
+		assert_int_equal(reap(B).spans_orphaned, 2);
+		(void)reap(A);
+		assert_true(hand_state(&h, 1) == PANDO__SPAN_FREE);
+		assert_int_equal(hand_state(&h, 2), PANDO__SPAN_ORPHAN);
+		assert_int_equal(hand_state(&h, 3), PANDO__SPAN_ORPHAN);
+		assert_int_equal(hand_span(&h, 2)->pages,
+				 0xffffff0000000000ull | (with_small ? 0xff : 0));
+		assert_int_equal(hand_span(&h, 3)->pages, 0xff);
+		for (unsigned int p = 0; p < 8; p++)
+			assert_true(PANDO__PAGE_FLAGS(hand_entry(&h, 3, p)) & PANDO__PAGE_INNER);
+		assert_int_equal(*hand_word(&h, 2, 40 * PANDO__PAGE_GRANULES), REGION);
+		/* It goes when it is freed, with all that it has. */
+		*hand_word(&h, 2, 40 * PANDO__PAGE_GRANULES) = PANDO__OBJECT_REMOTE;
+		pando__remote_hint(&h.view, hand_offset(&h, 2, 40 * PANDO__PAGE_GRANULES));
+		if (with_small) {
+			*hand_object(&h, 2, 0, 1, 5) = PANDO__OBJECT_REMOTE;
+			pando__remote_hint(&h.view, hand_offset(&h, 2, 5));
+		}
+		(void)sweep();
+		assert_int_equal(hand_used(&h), 0);
+		assert_int_equal(hand_rubbish(&h), 0);
+	}
+}
+
+/*
+ * The same, but in between only the first of the following spans has been freed, and is in use: the
+ * rest is the long object's still.
+ */
+static void some_of_what_follows_is_in_use(void **state)
+{
+	const uint64_t half = 32 * PANDO__PAGE_GRANULES;
+
+	(void)state;
+	hand_own(&h, 1, A, PANDO__SPAN_SWEEPING);
+	hand_own(&h, 3, PANDO__OWNER_ORPHAN, PANDO__SPAN_ORPHAN);
+	hand_large(&h, 1, half, half + PANDO__SPAN_GRANULES + half / 2, A, PANDO__OBJECT_REMOTE);
+	memset(&h.view.page_table[(h.first + 2) * PANDO__SPAN_PAGES], 0,
+	       PANDO__SPAN_PAGES * sizeof(uint32_t));
+	hand_pages(&h, 3, 0, 16,
+		   PANDO__PAGE_ENTRY(PANDO__OWNER_ORPHAN, PANDO__CLASS_LARGE,
+				     PANDO__PAGE_LOOSE | PANDO__PAGE_INNER));
+	hand_span(&h, 2)->pages = 0;
+	hand_own(&h, 2, B, PANDO__SPAN_OWNED);
+	hand_slab(&h, 2, 7, B, 1);
+	*hand_object(&h, 2, 7, 1, 1023) = PANDO__OBJECT_LIVE;
+	(void)reap(A);
+	assert_int_equal(hand_used(&h), 1);
+	assert_int_equal(hand_state(&h, 2), PANDO__SPAN_OWNED);
+	assert_int_equal(*hand_object(&h, 2, 7, 1, 1023), PANDO__OBJECT_LIVE);
+	(void)reap(B);
+	assert_int_equal(hand_rubbish(&h), 0);
+}
+
 static void what_the_dead_holds_elsewhere(void **state)
 {
 	struct pando__reclaimed out;
@@ -610,6 +689,8 @@ int main(int argc, char **argv)
 		cmocka_unit_test_setup_teardown(large_objects_of_the_dead, setup, teardown),
 		cmocka_unit_test_setup_teardown(long_object_dies_with_its_owner, setup, teardown),
 		cmocka_unit_test_setup_teardown(long_object_survives_and_is_freed, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_follows_is_anothers_by_now, setup, teardown),
+		cmocka_unit_test_setup_teardown(some_of_what_follows_is_in_use, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_the_dead_holds_elsewhere, setup, teardown),
 		cmocka_unit_test_setup_teardown(intents_of_the_dead, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_slot_that_is_named_waits, setup, teardown),
