@@ -146,6 +146,15 @@ static inline uint32_t rotate32(uint32_t x, unsigned int by)
 	return x >> by | x << (32 - by);
 }
 
+/* As &m->of[class]; the compiler would work the address out anew for each member. */
+static inline struct pando__magazine *magazine(struct pando__magazines *m, unsigned int class)
+{
+	struct pando__magazine *mag = &m->of[class];
+
+	__asm__("" : "+r"(mag));
+	return mag;
+}
+
 /* The word of an object, whose address is a multiple of 32: two bytes for each. */
 static inline uint16_t *word_at(const struct pando__magazines *m, const void *p)
 {
@@ -235,6 +244,14 @@ static SLOW void free_slow(struct pando_region *r, void *p, const void *site)
 	/* Else a forked child that the broker does not answer: the object stays what it is. */
 }
 
+/* p lies in a page that is no slab of this client's. Jumped to: the fast path has no frame. */
+static __attribute__((noinline)) void free_others(struct pando_region *r, void *p, const void *site,
+						  uint32_t entry)
+{
+	if (!pando__object_free_others(pando__thread.current, p, entry))
+		free_slow(r, p, site ? site : __builtin_return_address(0));
+}
+
 static inline __attribute__((always_inline)) void release(struct pando_region *r, void *p,
 							  const void *site)
 {
@@ -252,7 +269,7 @@ static inline __attribute__((always_inline)) void release(struct pando_region *r
 		uint16_t *word = &m->objects[granule];
 
 		if (LIKELY(class < PANDO__CLASSES)) {
-			struct pando__magazine *mag = &m->of[class];
+			struct pando__magazine *mag = magazine(m, class);
 			void **top = mag->top;
 
 			if (LIKELY(top != mag->limit &&
@@ -262,7 +279,8 @@ static inline __attribute__((always_inline)) void release(struct pando_region *r
 				mag->top = top + 1;
 				return;
 			}
-		} else if (pando__object_free_others(m, p, entry)) {
+		} else {
+			free_others(r, p, site, entry);
 			return;
 		}
 	}

@@ -27,7 +27,7 @@ struct pando__gate {
  * 32 KiB together, where a thread has needed them.
  */
 #define PANDO__MAGAZINE 64u
-#define PANDO__MAGAZINE_MAX 128u
+#define PANDO__MAGAZINE_MAX 256u
 #define PANDO__MAGAZINE_BYTES (32u << 10)
 
 /* Pointers to CACHED objects of one class: bottom[0] up to top[-1]. All NULL: not in use. */
