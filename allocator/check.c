@@ -346,8 +346,7 @@ static int check_header(const struct pando__view *v)
 
 int pando__heap_verify(const struct pando__view *v, const char *slots, unsigned int looks)
 {
-	const uint64_t committed = pando__load_acquire(&v->ledger->committed);
-	const uint64_t end = (committed < v->end ? committed : v->end) / PANDO__SPAN;
+	const uint64_t end = pando__spans_end(v);
 	struct check *c;
 	int rc = check_header(v);
 

@@ -2,9 +2,12 @@
 /*
  * Where the tables of a heap lie, making a heap, and the size classes.
  *
- * The geometry follows from the region's maximum size, which the ledger says, and from nothing that
- * lies in the heap: every client and the broker compute it for themselves and agree. The header
- * repeats it for people and for programs of another version.
+ * The geometry follows from the region's maximum size and from whether it takes memory with use,
+ * which the ledger says, and from nothing that lies in the heap: every client and the broker compute
+ * it for themselves and agree. The header repeats it for people and for programs of another version.
+ *
+ * The tables are made for the maximum, so that they stay where they are when the region grows. Where
+ * all of the committed size has memory, they must lie in it, so they lie in front:
  *
  *	offset		what					bytes, for 1 GiB
  *	0		header					4 KiB
@@ -14,10 +17,16 @@
  *	...		object words, 2 B for each 32 B		64 MiB
  *	first		spans
  *
+ * Where memory comes with use, addresses cost nothing: there the tables lie at the end of the
+ * maximum, and the spans begin behind the one that has the header. So a region of some MiB carries a
+ * heap as well as a large one. Its committed size then is what the heap takes at most, tables
+ * included; pando__span_limit() says how many spans that is.
+ *
  * Each table begins at a page, so that a region that takes memory with use can take it for one part
- * of one table. What is committed when: header and span table by pando__heap_format(), a client's
- * line by pando__front_new(), a span's part of page table and object words by who takes the span.
- * So span words can be read at any time, the rest behind a span word that is not FREE.
+ * of one table. What is committed when: the header by pando__heap_format(), and the span table, as
+ * far as the region reaches; the rest of that by the broker, before the region grows; a client's
+ * line by pando__front_new(); a span's part of page table and object words by who takes the span.
+ * So the words of spans that may be used can be read at any time, the rest behind one that is not FREE.
  *
  * Making the heap is writing the header: its fields, then by one compare-and-swap its magic. Two who
  * do it at once write the same; one who is killed leaves a header without a magic, whose fields are
@@ -66,21 +75,26 @@ static uint64_t page_up(uint64_t bytes)
 }
 
 /* The header that a heap of this size has, without its magic. */
-static void describe(struct pando__heap *h, uint64_t max_size)
+static void describe(struct pando__heap *h, uint64_t max_size, bool lazy)
 {
-	uint64_t tables;
+	const uint64_t clients =
+		page_up(PANDO__HEAP_CLIENTS * (uint64_t)sizeof(struct pando__heap_client));
+	const uint64_t spans = page_up(max_size / PANDO__SPAN * sizeof(struct pando__span));
+	const uint64_t pages = page_up(max_size / PANDO__PAGE * sizeof(uint32_t));
+	const uint64_t objects = page_up(max_size / PANDO__GRANULE * sizeof(uint16_t));
+	const uint64_t tables = clients + spans + pages + objects;
+	const uint64_t end = max_size / PANDO__PAGE * PANDO__PAGE;
 
 	memset(h, 0, sizeof(*h));
 	h->version = PANDO__HEAP_VERSION;
 	h->granule = PANDO__GRANULE;
-	h->clients = PANDO__PAGE;
-	h->spans = h->clients +
-		   page_up(PANDO__HEAP_CLIENTS * (uint64_t)sizeof(struct pando__heap_client));
-	h->page_table = h->spans + page_up(max_size / PANDO__SPAN * sizeof(struct pando__span));
-	h->objects = h->page_table + page_up(max_size / PANDO__PAGE * sizeof(uint32_t));
-	tables = h->objects + page_up(max_size / PANDO__GRANULE * sizeof(uint16_t));
-	h->first = (tables + PANDO__SPAN - 1) / PANDO__SPAN * PANDO__SPAN;
-	h->end = max_size / PANDO__SPAN * PANDO__SPAN;
+	h->clients = !lazy || tables > end ? PANDO__PAGE : end - tables;
+	h->spans = h->clients + clients;
+	h->page_table = h->spans + spans;
+	h->objects = h->page_table + pages;
+	h->first = lazy ? PANDO__SPAN
+			: (h->objects + objects + PANDO__SPAN - 1) / PANDO__SPAN * PANDO__SPAN;
+	h->end = (lazy ? h->clients : max_size) / PANDO__SPAN * PANDO__SPAN;
 }
 
 int pando__view_init(struct pando__view *v, char *base, const struct pando__ledger *ledger)
@@ -92,7 +106,7 @@ int pando__view_init(struct pando__view *v, char *base, const struct pando__ledg
 	v->ledger = ledger;
 	v->max_size = ledger->max_size;
 	v->lazy = (ledger->flags & PANDO_HEAP) && ledger->page_size == PANDO__PAGE;
-	describe(&h, v->max_size);
+	describe(&h, v->max_size, v->lazy);
 	if (v->max_size >> 47 || h.end < h.first || h.end - h.first < 2ull * PANDO__SPAN)
 		return pando__fail(EINVAL,
 				   "region \"%.63s\" is too small for a heap: %llu bytes at most",
@@ -105,6 +119,43 @@ int pando__view_init(struct pando__view *v, char *base, const struct pando__ledg
 	v->first = h.first;
 	v->end = h.end;
 	return 0;
+}
+
+/* What a heap takes that takes memory with use: for each span, and beside that (header, lines). */
+#define EACH_SPAN                                                                                  \
+	(PANDO__SPAN + PANDO__SPAN / PANDO__GRANULE * sizeof(uint16_t) +                           \
+	 PANDO__SPAN_PAGES * sizeof(uint32_t) + sizeof(struct pando__span))
+#define BESIDE (2 * PANDO__PAGE)
+
+uint32_t pando__span_limit(const struct pando__view *v, uint64_t size)
+{
+	const uint64_t end = v->end / PANDO__SPAN;
+	uint64_t limit = size / PANDO__SPAN;
+
+	if (v->lazy)
+		limit = v->first / PANDO__SPAN + (size < BESIDE ? 0 : (size - BESIDE) / EACH_SPAN);
+	return (uint32_t)(limit < end ? limit : end);
+}
+
+uint32_t pando__spans_end(const struct pando__view *v)
+{
+	/* Pairs with the broker's release store: what is below it may be used. */
+	return pando__span_limit(v, pando__load_acquire(&v->ledger->committed));
+}
+
+uint64_t pando__span_table(const struct pando__view *v, uint64_t size, uint64_t *length)
+{
+	*length = page_up(pando__span_limit(v, size) * (uint64_t)sizeof(struct pando__span));
+	return (uint64_t)((char *)v->spans - v->base);
+}
+
+uint64_t pando__metadata(const struct pando__view *v)
+{
+	const uint64_t first = v->first / PANDO__SPAN, end = pando__spans_end(v);
+
+	if (!v->lazy)
+		return v->first;
+	return BESIDE + (end > first ? end - first : 0) * (EACH_SPAN - PANDO__SPAN);
 }
 
 static int not_a_heap(const struct pando__view *v)
@@ -138,21 +189,27 @@ static int fill_header(const struct pando__view *v, const struct pando__heap *wa
 
 int pando__heap_format(struct pando__view *v)
 {
+	const uint64_t committed = pando__load_acquire(&v->ledger->committed);
 	struct pando__heap want;
-	uint64_t magic;
+	uint64_t magic, table, length;
 	int rc;
 
-	describe(&want, v->max_size);
-	if (pando__load_acquire(&v->ledger->committed) < want.first + PANDO__SPAN)
+	describe(&want, v->max_size, v->lazy);
+	if (pando__span_limit(v, committed) <= v->first / PANDO__SPAN)
 		return pando__fail(
 			ENOMEM,
-			"region \"%.63s\" has %llu bytes, and the tables of a heap for its maximum "
-			"take %llu; make it larger, or with a smaller maximum",
-			v->ledger->name, (unsigned long long)v->ledger->committed,
-			(unsigned long long)want.first);
+			v->lazy ? "region \"%.63s\" has %llu bytes; a heap takes %llu at "
+				  "least"
+				: "region \"%.63s\" has %llu bytes, and a heap in it takes "
+				  "%llu at least, for the tables of its maximum size; make "
+				  "it larger, with a smaller maximum, or with PANDO_HEAP",
+			v->ledger->name, (unsigned long long)committed,
+			(unsigned long long)(v->lazy ? BESIDE + EACH_SPAN
+						     : want.first + PANDO__SPAN));
+	table = pando__span_table(v, committed, &length);
 	rc = pando__commit(v, 0, PANDO__PAGE);
 	if (rc == 0)
-		rc = pando__commit(v, want.spans, want.page_table - want.spans);
+		rc = pando__commit(v, table, length);
 	if (rc < 0)
 		return rc;
 	/* Pairs with the compare-and-swap below: the fields were there before the magic. */

@@ -58,6 +58,13 @@ struct pando__view {
  * 0 or -EINVAL (too small: less than two spans would be left).
  */
 int pando__view_init(struct pando__view *v, char *base, const struct pando__ledger *ledger);
+/* The index behind the last span that may be used in a region of `size` bytes; as it is now. */
+uint32_t pando__span_limit(const struct pando__view *v, uint64_t size);
+uint32_t pando__spans_end(const struct pando__view *v);
+/* Where the span table of a region of `size` bytes lies, which must have memory: offset, *length. */
+uint64_t pando__span_table(const struct pando__view *v, uint64_t size, uint64_t *length);
+/* Bytes of the tables beside the spans that may be used now, when all of these are in use. */
+uint64_t pando__metadata(const struct pando__view *v);
 /*
  * Makes the heap if there is none. Any number of processes at once; killed anywhere, the next one
  * does it. Returns 0; -EINVAL (the region has other content); -ENOMEM.

@@ -15,8 +15,10 @@
  *	first	spans			256 KiB each: 8 slabs of 32 KiB, 64 pages of 4 KiB
  *	end
  *
- * Tables are indexed by the offset from `base`, so their first parts, which would describe the
- * tables themselves, are never touched. The span that holds the end of the tables is not used.
+ * In a region that takes memory with use the tables lie behind the spans, at the end of the maximum
+ * size, and `first` is the second span (geometry.c). Tables are indexed by the offset from `base`, so
+ * their parts that would describe the tables themselves are never touched. A span that holds a part
+ * of header or tables is not used.
  *
  * The truth about an object is one 16-bit word, that of its first granule; every change of it is one
  * atomic store or compare-and-swap, and after a death everything else is rebuilt from these words:
@@ -54,7 +56,7 @@
 #include <stdint.h>
 
 #define PANDO__HEAP_MAGIC 0x7061656f646e6170ull /* "pandoeap" */
-#define PANDO__HEAP_VERSION 1u
+#define PANDO__HEAP_VERSION 2u
 
 #define PANDO__GRANULE 32u
 #define PANDO__PAGE 4096u

@@ -618,12 +618,11 @@ int64_t pando__span_adopt(struct pando__front *f, unsigned int class)
 {
 	const struct pando__view *v = &f->view;
 	const uint64_t orphans = pando__load_relaxed(&v->heap->orphans.value);
-	uint64_t end = pando__load_acquire(&v->ledger->committed);
+	const uint64_t end = pando__spans_end(v);
 	int64_t got = -ENOENT;
 
 	if (orphans == 0)
 		return -ENOENT;
-	end = (end < v->end ? end : v->end) / PANDO__SPAN;
 	pthread_mutex_lock(&f->pages_lock);
 	if (!known_barren(f->runs, class, orphans)) {
 		for (uint64_t i = v->first / PANDO__SPAN; i < end && got < 0; i++)

@@ -36,9 +36,10 @@ static uint64_t first_span(const struct pando__view *v)
 	return v->first / PANDO__SPAN;
 }
 
+/* Beyond it nobody has anything: a region shrinks when the spans there are nobody's. */
 static uint64_t end_span(const struct pando__view *v)
 {
-	return v->end / PANDO__SPAN;
+	return pando__spans_end(v);
 }
 
 bool pando__heap_there(const struct pando__view *v)

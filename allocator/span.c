@@ -59,18 +59,6 @@ static uint32_t now_ms(void)
 	return (uint32_t)((uint64_t)ts.tv_sec * 1000 + (uint64_t)ts.tv_nsec / 1000000);
 }
 
-/* The index behind the last span that may be used. */
-static uint32_t limit_of(const struct pando__view *v, uint64_t committed)
-{
-	return (uint32_t)((committed < v->end ? committed : v->end) / PANDO__SPAN);
-}
-
-static uint32_t limit(const struct pando__view *v)
-{
-	/* Pairs with the broker's release store: what is below it may be used. */
-	return limit_of(v, pando__load_acquire(&v->ledger->committed));
-}
-
 static uint32_t first_of(const struct pando__view *v)
 {
 	return (uint32_t)(v->first / PANDO__SPAN);
@@ -174,7 +162,7 @@ static bool purge(const struct pando__view *v, uint32_t index, uint64_t word, ui
 uint32_t pando__spans_purge(const struct pando__view *v, uint32_t purger, uint32_t age_ms,
 			    uint32_t most)
 {
-	const uint32_t now = now_ms(), end = limit(v);
+	const uint32_t now = now_ms(), end = pando__spans_end(v);
 	uint32_t done = 0;
 	bool left = false;
 
@@ -206,7 +194,7 @@ void pando__span_finish(const struct pando__view *v, uint32_t index, uint32_t pu
 
 int pando__spans_shrink(const struct pando__view *v, uint64_t size)
 {
-	const uint32_t from = limit_of(v, size), end = limit(v);
+	const uint32_t from = pando__span_limit(v, size), end = pando__spans_end(v);
 
 	for (uint32_t i = from < first_of(v) ? first_of(v) : from; i < end; i++) {
 		uint64_t word = pando__load_acquire(&v->spans[i].word);
@@ -247,7 +235,7 @@ int pando__spans_shrink(const struct pando__view *v, uint64_t size)
 
 void pando__spans_settle(const struct pando__view *v)
 {
-	const uint32_t end = limit(v);
+	const uint32_t end = pando__spans_end(v);
 
 	for (uint32_t i = first_of(v); i < end; i++) {
 		uint64_t word = pando__load_acquire(&v->spans[i].word);
@@ -414,7 +402,7 @@ struct search {
 static int64_t search(struct pando__front *f, struct search *q, uint64_t from, uint64_t to)
 {
 	const struct pando__view *v = &f->view;
-	const uint64_t end = limit(v);
+	const uint64_t end = pando__spans_end(v);
 
 	for (uint64_t at = align_up(v, from, q->alignment); at < to && at + q->count <= end;) {
 		uint32_t n = 0, behind = 0;
@@ -506,7 +494,8 @@ int pando__span_take_at(struct pando__front *f, uint32_t index)
 {
 	int rc;
 
-	if (index >= limit(&f->view) || !takeable(pando__load_relaxed(&f->view.spans[index].word)))
+	if (index >= pando__spans_end(&f->view) ||
+	    !takeable(pando__load_relaxed(&f->view.spans[index].word)))
 		return 0;
 	rc = charge(f, 1);
 	if (rc < 0)

@@ -17,10 +17,10 @@
 static void fill(const struct pando__view *v, uint32_t slot, const struct pando__walk *w,
 		 struct pando_heap_stat *st)
 {
-	const uint64_t committed = pando__load_acquire(&v->ledger->committed);
+	const uint64_t end = pando__spans_end(v);
 
-	st->size = committed < v->end ? committed : v->end;
-	st->metadata = v->first;
+	st->metadata = pando__metadata(v);
+	st->size = st->metadata + w->spans * PANDO__SPAN;
 	st->spans = w->spans;
 	st->spans_free = w->spans_free;
 	st->spans_owned = w->spans_owned + w->spans_sweeping;
@@ -37,7 +37,7 @@ static void fill(const struct pando__view *v, uint32_t slot, const struct pando_
 		return;
 	st->own_quota = pando__ledger_client((struct pando__ledger *)(uintptr_t)v->ledger, slot)
 				->heap_quota;
-	for (uint64_t i = v->first / PANDO__SPAN; i < v->end / PANDO__SPAN; i++) {
+	for (uint64_t i = v->first / PANDO__SPAN; i < end; i++) {
 		const uint64_t word = pando__load_relaxed(&v->spans[i].word);
 
 		st->own_spans += PANDO__SPAN_STATE(word) == PANDO__SPAN_OWNED &&

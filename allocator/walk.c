@@ -145,8 +145,7 @@ static void walk_span(const struct pando__view *v, struct pando__walk *w, uint64
 
 int pando__heap_walk(const struct pando__view *v, struct pando__walk *w)
 {
-	const uint64_t committed = pando__load_acquire(&v->ledger->committed);
-	const uint64_t end = (committed < v->end ? committed : v->end) / PANDO__SPAN;
+	const uint64_t end = pando__spans_end(v);
 
 	if (!pando__heap_there(v))
 		return 1;

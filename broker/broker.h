@@ -396,6 +396,11 @@ void heap_tick(struct broker *b);
  * parked until that is known, or a negative errno with a sentence.
  */
 int heap_shrink(struct client *c, const struct pando__msg *msg, struct region *r, uint64_t size);
+/*
+ * Before a region grows to `size` whose memory comes with use: the heap's own part of it. On a worker.
+ * 0 or a negative errno with a sentence.
+ */
+int heap_reach(const struct region *r, uint64_t size);
 /* After it has grown, or not shrunk after all. */
 void heap_grown(struct region *r);
 void heap_work(struct job *job);

@@ -49,8 +49,8 @@ void job_start(struct region *r, enum job_kind kind, struct client *c, uint64_t 
 	job->at = from;
 	job->end = to;
 	job->giving = kind != JOB_CREATE && kind != JOB_GROW;
-	/* The heap's clients take memory themselves, where they need it. */
-	if (!job->giving && region_lazy(r))
+	/* The heap's clients take memory themselves, where they need it, and give it back. */
+	if (region_lazy(r))
 		job->at = to;
 	job->begun = false;
 	job->cancelled = 0;
@@ -92,7 +92,7 @@ static int enough_memory(const struct job *job)
 static void turn_back(struct job *job, uint64_t from, uint64_t to)
 {
 	job->giving = true;
-	job->at = from;
+	job->at = region_lazy(job->region) ? to : from;
 	job->end = to;
 }
 
@@ -118,6 +118,8 @@ static int begin_taking(struct job *job)
 	job->begun = true;
 	if (job->kind == JOB_CREATE)
 		rc = region_make_files(job->region);
+	if (job->kind == JOB_GROW && region_lazy(job->region))
+		rc = heap_reach(job->region, job->to);
 	return rc < 0 ? rc : patiently(job, enough_memory);
 }
 

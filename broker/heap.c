@@ -14,8 +14,8 @@
  *			entry becomes FREE; else it is looked at again
  *	sweep		each second, where the heap says that there is something: orphans, owners who
  *			have not collected what others freed for two seconds, memory in reserve
- *	shrink, settle	before the committed size shrinks: are the spans there free? After it has
- *			grown, or not shrunk after all: they may be used
+ *	shrink, settle	before the committed size shrinks: are the spans there free? Then their
+ *			memory goes. After it has grown, or not shrunk after all: they may be used
  *
  * A broker that is killed anywhere here leaves REAPING entries. Its successor does the same again:
  * a page that was zeroed already has no intents, and spans that were gone through are not the dead
@@ -512,6 +512,18 @@ int heap_shrink(struct client *c, const struct pando__msg *msg, struct region *r
 		start(r, HEAP_SHRINK);
 	}
 	return handler_park(c, msg, &r->waiting) < 0 ? -ENOMEM : 1;
+}
+
+int heap_reach(const struct region *r, uint64_t size)
+{
+	uint64_t offset, length;
+	struct pando__view v;
+	int rc = pando__view_init(&v, (char *)(uintptr_t)r->record.base, r->ledger);
+
+	if (rc < 0)
+		return rc;
+	offset = pando__span_table(&v, size, &length);
+	return r->backend->commit(r->heap_fd, offset, length);
 }
 
 void heap_grown(struct region *r)

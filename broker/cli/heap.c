@@ -140,7 +140,6 @@ static bool stalls(const struct pando__walk_client *c)
 
 static struct cli_table *totals(const struct pando__view *v, const struct pando__walk *w)
 {
-	const uint64_t committed = pando__load_acquire(&v->ledger->committed);
 	struct cli_table *t = cli_table_new("heap", heap_columns, H_COLUMNS);
 	struct pando__walk_class all = {0};
 	uint64_t stalled = 0, reaping = 0;
@@ -158,8 +157,8 @@ static struct cli_table *totals(const struct pando__view *v, const struct pando_
 		reaping += state_of(v, i) == PANDO__CLIENT_REAPING;
 	}
 	cli_line(t);
-	cli_size(t, H_SIZE, committed < v->end ? committed : v->end);
-	cli_size(t, H_METADATA, v->first);
+	cli_size(t, H_SIZE, pando__metadata(v) + w->spans * PANDO__SPAN);
+	cli_size(t, H_METADATA, pando__metadata(v));
 	cli_number(t, H_SPANS, w->spans);
 	cli_number(t, H_FREE, w->spans_free);
 	cli_number(t, H_RESERVE, w->spans_reserve);

@@ -301,7 +301,7 @@ void test_pmr(struct harness *h)
 		CHECK(in_region(r, &l.back()) && in_region(r, &m[5]));
 		bool caught = false;
 		try {
-			(void)else_where.allocate(64 * MIB);
+			(void)else_where.allocate(256 * MIB);
 		} catch (const std::bad_alloc &) {
 			caught = true;
 		}

@@ -21,7 +21,7 @@ static struct pando_region *open_heap(struct pando *p, const char *name)
 	return harness_region(p, name, 256 * MIB, PANDO_HEAP | PANDO_TRANSIENT);
 }
 
-/* A region whose size ends before the tables for its maximum do. */
+/* A region that is no heap's from the start, whose size ends before the tables for its maximum do. */
 static void test_too_small(struct harness *h)
 {
 	struct pando *p = harness_connect(h);

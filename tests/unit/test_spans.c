@@ -32,7 +32,7 @@ static void begin(uint64_t committed, bool lazy)
 	a = fake_front_new(&h, 0);
 	b = fake_front_new(&h, 1);
 	first = (uint32_t)(h.view.first / SPAN);
-	all = (uint32_t)(committed / SPAN) - first;
+	all = pando__spans_end(&h.view) - first;
 }
 
 static void end(void)
@@ -167,6 +167,29 @@ static void committed_regions_have_no_reserve(void **state)
 	assert_int_equal(pando__spans_purge(&h.view, PANDO__OWNER_BROKER, 0, 100), 0);
 }
 
+static uint64_t pages(uint64_t bytes)
+{
+	return (bytes + 4095) / 4096;
+}
+
+/* What a heap takes at most, in whole pages, is the size that it may have, whatever that is. */
+static void the_size_counts_the_tables(void **state)
+{
+	(void)state;
+	for (uint64_t size = 0; size < SIZE; size += 4096 + size / 50 / 4096 * 4096) {
+		const uint64_t limit = pando__span_limit(&h.view, size);
+		const uint64_t n = limit - first;
+		uint64_t need = 2 * 4096 + n * (SPAN + SPAN / 16);
+
+		assert_true(limit >= first && limit * SPAN <= h.view.end);
+		need += (pages((limit + 1) * 256) + pages(limit * 32)) * 4096;
+		if (n) /* parts of pages, the first span's part of the tables */
+			assert_true(need <= size + 3 * 4096 + 512);
+		if (limit * SPAN < h.view.end) /* one more would be too many */
+			assert_true(need + SPAN + SPAN / 16 + 512 > size);
+	}
+}
+
 static void a_full_region_says_so(void **state)
 {
 	uint32_t at = take(a, all);
@@ -186,7 +209,7 @@ static void the_region_grows(void **state)
 	(void)state;
 	(void)take(a, all);
 	assert_int_equal(pando__span_take(b, 1, SPAN), -ENOMEM);
-	pando__store_release(&h.ledger->committed, SIZE / 8 + 2 * SPAN + 4096);
+	pando__store_release(&h.ledger->committed, SIZE / 8 + 2 * (SPAN + SPAN / 14));
 	pando__spans_settle(&h.view);
 	assert_int_equal(take(b, 1), first + all);
 	assert_int_equal(take(b, 1), first + all + 1);
@@ -215,7 +238,7 @@ static void the_region_shrinks_where_it_is_free(void **state)
 	/* The ledger does not say so yet, but nobody gets one beyond. */
 	while (pando__span_take(b, 1, SPAN) >= 0)
 		;
-	assert_int_equal(h.view.clients[1].spans, size / SPAN - first - 1);
+	assert_int_equal(h.view.clients[1].spans, pando__span_limit(&h.view, size) - first - 1);
 	pando__store_release(&h.ledger->committed, size);
 	pando__spans_settle(&h.view);
 	assert_int_equal(state_of(high), PANDO__SPAN_ABSENT);
@@ -317,7 +340,8 @@ static void threads_share_no_span(void **state)
 
 	(void)state;
 	memset(owners, 0, sizeof(owners));
-	h.ledger->committed = h.view.first + 24 * SPAN; /* short of spans: 4 x 16 are wanted */
+	h.ledger->committed = 26 * SPAN; /* short of spans, 24 of them: 4 x 16 are wanted */
+	assert_int_equal(pando__spans_end(&h.view), first + 24);
 	for (uint32_t i = 0; i < THREADS; i++) {
 		f[i] = fake_front_new(&h, 2 + i);
 		assert_int_equal(pthread_create(&t[i], NULL, racer, f[i]), 0);
@@ -397,6 +421,7 @@ int main(void)
 						teardown),
 		cmocka_unit_test_setup_teardown(committed_regions_have_no_reserve, setup_committed,
 						teardown),
+		cmocka_unit_test_setup_teardown(the_size_counts_the_tables, setup, teardown),
 		cmocka_unit_test_setup_teardown(a_full_region_says_so, setup, teardown),
 		cmocka_unit_test_setup_teardown(the_region_grows, setup, teardown),
 		cmocka_unit_test_setup_teardown(the_region_shrinks_where_it_is_free, setup,

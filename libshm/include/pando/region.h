@@ -41,8 +41,9 @@ PANDO_API const char *pando_backend_name(unsigned int backend);
 #define PANDO_TRANSIENT 0x8u /* with PANDO_CREATE: destroy it when its last user is gone */
 /*
  * With PANDO_CREATE: the region is for its heap (pando/heap.h) alone. Its size is what the heap may
- * take at most, and counts for quotas; memory is taken when objects need it and returned when they
- * are gone. Where the backend is hugetlb, all memory is committed at once all the same.
+ * take at most, its tables (6.4 percent) included, and counts for quotas; memory is taken when objects
+ * need it and returned when they are gone. Each client takes 256 KiB of it at a time, so some MiB are
+ * little for many clients. Where the backend is hugetlb, all memory is committed at once all the same.
  */
 #define PANDO_HEAP 0x10u
 
