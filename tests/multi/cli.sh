@@ -280,6 +280,64 @@ PY
 	expect 0 '' "$p" rm held
 }
 
+# A heap with two clients in it: one has objects of every kind, and dies first; then the other, which holds two of them.
+heap() {
+	local p=$pando owner holder seen='[(d["heap"][0][k]) for k in ("objects", "shared", "held", "orphan_objects")]'
+	export PANDO_BROKER=$dir/broker.sock
+	[ -n "${PANDO_LIBRARY:-}" ] && [ -z "${PANDO_SANITIZED:-}" ] || return 0
+	"$p" create shelf -q --size 4M --heap
+	expect 1 '"shelf" has no heap' "$p" heap shelf
+	expect 4 '"nothing"' "$p" heap nothing
+	cat >"$dir/client.py" <<'PY'
+import ctypes, os, sys, time
+lib = ctypes.CDLL(sys.argv[1])
+lib.pando_alloc.restype = ctypes.c_void_p
+lib.pando_alloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+lib.pando_self.restype = ctypes.c_uint64
+lib.pando_self.argtypes = [ctypes.c_void_p]
+lib.pando_share.argtypes = [ctypes.c_void_p, ctypes.c_void_p]
+lib.pando_transfer.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint64]
+p, r = ctypes.c_void_p(), ctypes.c_void_p()
+assert lib.pando_connect(ctypes.byref(p), None) == 0
+assert lib.pando_region_open_sized(p, b"shelf", 0, None, ctypes.c_size_t(0), ctypes.byref(r)) == 0
+me = lib.pando_self(r)
+if len(sys.argv) > 2:
+    small = [lib.pando_alloc(r, 100) for i in range(10)]
+    assert all(small) and lib.pando_alloc(r, 100000)
+    assert all(lib.pando_share(r, o) == 0 for o in small[:3])
+    assert all(lib.pando_transfer(r, o, int(sys.argv[2])) == 0 for o in small[3:5])
+print(me, flush=True)
+time.sleep(60)
+PY
+	python3 "$dir/client.py" "$PANDO_LIBRARY" >"$dir/holder" &
+	holder=$!
+	for ((i = 0; i < 200; i++)); do grep -q . "$dir/holder" && break; sleep 0.05; done
+	python3 "$dir/client.py" "$PANDO_LIBRARY" "$(cat "$dir/holder")" >"$dir/owner" &
+	owner=$!
+	for ((i = 0; i < 200; i++)); do grep -q . "$dir/owner" && break; sleep 0.05; done
+	json "$seen" '[11, 3, 2, 0]' "$p" heap shelf --json
+	json '[(c["pid"], c["objects"], c["held"]) for c in d["clients"]]' "[($holder, 0, 2), ($owner, 6, 0)]" \
+		"$p" heap shelf --json
+	json '[(c["size"], c["objects"], c["shared"], c["held"]) for c in d["classes"]]' \
+		"[('128', 10, 3, 2), ('large', 1, 0, 0)]" "$p" heap shelf --json
+	json 'd["heap"][0]["metadata"] * 100 <= d["heap"][0]["size"] * 7' True "$p" heap shelf --json
+	json 'd["heap"][0]["spans"], d["heap"][0]["spans_free"] + 1' '(15, 15)' "$p" heap shelf --json
+	expect 0 '^Spans of 256 KiB +15$' "$p" heap shelf
+	expect 0 "^ *[0-9]+ +$holder " "$p" heap shelf
+	expect 0 '^ *large ' "$p" heap shelf
+	kill -9 "$owner"
+	wait "$owner" 2>/dev/null
+	soon 0 '^Objects in orphans +5$' "$p" heap shelf
+	json "$seen" '[5, 3, 2, 5]' "$p" heap shelf --json
+	expect 0 '^  orphans +1$' "$p" heap shelf
+	kill -9 "$holder"
+	wait "$holder" 2>/dev/null
+	soon 0 '^Objects in orphans +3$' "$p" heap shelf
+	json "$seen" '[3, 3, 0, 3]' "$p" heap shelf --json
+	json 'd["clients"]' '[]' "$p" heap shelf --json
+	expect 0 '' "$p" rm shelf
+}
+
 # Other users, as root only: rights and quotas.
 users() {
 	local nobody=(setpriv --reuid 65534 --regid 65534 --clear-groups)
@@ -399,6 +457,7 @@ other_brokers
 start_broker --quota 65534:memory=16M,regions=1
 regions
 clients
+heap
 users
 huge_pages
 doctor
