@@ -20,6 +20,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -46,6 +47,8 @@
 #define PATIENCE_S 30.0
 
 struct shadow *shadow;
+
+static int priority; /* as this program was started: hundreds of busy workers need not come first */
 
 static struct {
 	unsigned int kills, workers, threads;
@@ -563,6 +566,7 @@ static void begin(void)
 {
 	const struct pando_region_options options = {.size = 512ull << 20};
 
+	(void)setpriority(PRIO_PROCESS, 0, priority); /* the runner has raised it */
 	shadow = mmap(NULL, sizeof(*shadow), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
 		      0);
 	CHECK(shadow != MAP_FAILED);
@@ -686,6 +690,7 @@ static uint64_t number(const char *text)
 
 int main(int argc, char **argv)
 {
+	priority = getpriority(PRIO_PROCESS, 0);
 	for (int i = 1; i < argc; i++) {
 		if (strcmp(argv[i], "--kills") == 0)
 			option.kills = (unsigned int)number(argv[++i]);
