@@ -119,7 +119,8 @@ static void check_object(struct check *c, uint64_t granule, uint16_t word)
 		check_shared(c, granule, word);
 	else if (orphan && word != PANDO__OBJECT_REMOTE)
 		wrong(c, granule, "a private object in an orphan", word);
-	else if (orphan && !(c->remote & bit) && !intended(c, PANDO__INTENT_FREE, granule))
+	else if (orphan && !(c->remote & bit) && !intended(c, PANDO__INTENT_FREE, granule) &&
+		 !intended(c, PANDO__INTENT_TRANSFER, granule))
 		wrong(c, granule, "a freed object in an orphan, and no hint", c->remote);
 }
 

@@ -251,8 +251,9 @@ static_assert(sizeof(struct pando__heap) == PANDO__PAGE, "one page");
  *	FREE		the object's word becomes REMOTE; then the hints are set.
  *			Left by a dead client: the broker sets the hints.
  *	TRANSFER	the object's word names the receiver; then the receiver is looked up again, since
- *			it may have died before that. Left by a dead client: where the word names the
- *			receiver's slot and the receiver is not attached any more, the broker frees it.
+ *			it may have died before that: then the word becomes REMOTE. Left by a dead
+ *			client: where the word names the receiver's slot and the receiver is not attached
+ *			any more, the broker frees it; where it is REMOTE, the broker sets the hints.
  *
  * A slot that a TRANSFER of a living client names is not given to another client: so whatever names
  * a slot, names the client that has it now, or the one that had it last and is being reaped.

@@ -26,8 +26,9 @@
  *	receiver alive?		else: -ESRCH, nothing has happened
  *	word -> SHARED(to)	from here on it is the receiver's
  *	span.held		so that the broker looks here when the receiver dies
- *	receiver alive?		else: taken back; if its reaping was faster, it was given and died with
- *				its holder
+ *	receiver alive?		else the broker may have looked before that: freed on the receiver's
+ *				behalf. Not taken back: if the receiver had freed it before it died, the
+ *				same word may by now be another object's, given to the same one
  *	intent cleared
  *
  * Misuse is found by the word (free already, another's) or by the address (outside, inside an
@@ -389,7 +390,7 @@ static int gone(const struct pando__front *f, const void *p)
 static int give(struct pando__front *f, struct seen *s, pando_holder to)
 {
 	uint16_t *word = pando__word(&f->view, s->offset);
-	uint16_t given = PANDO__OBJECT_SHARED((unsigned int)(to & 0xffff)), before = s->word;
+	uint16_t given = PANDO__OBJECT_SHARED((unsigned int)(to & 0xffff));
 
 	PANDO_INJECT("heap.transfer.intent");
 	if (!pando__attached(&f->view, to))
@@ -404,8 +405,13 @@ static int give(struct pando__front *f, struct seen *s, pando_holder to)
 	/* Who is reaped says so before its objects are looked for. */
 	if (pando__attached(&f->view, to))
 		return 0;
-	PANDO_INJECT("heap.transfer.undo");
-	return pando__cas_seq_cst(word, &given, before) ? -ESRCH : 0;
+	PANDO_INJECT("heap.transfer.gone");
+	/* Whatever has this word is the dead one's: nobody else is given its slot as yet. */
+	if (pando__cas_seq_cst(word, &given, PANDO__OBJECT_REMOTE)) {
+		PANDO_INJECT("heap.transfer.remote");
+		tell(&f->view, s->offset);
+	}
+	return 0;
 }
 
 int pando_transfer(struct pando_region *r, void *p, pando_holder to)

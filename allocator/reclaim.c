@@ -58,13 +58,16 @@ static void finish_free(const struct pando__view *v, uint64_t offset)
 
 /*
  * The word names the receiver's slot: then it is the receiver's, if that lives, and to be found when
- * it dies. If it is gone, the object was given to nobody: nobody else has the slot yet.
+ * it dies. If it is gone, the object was given to nobody: nobody else has the slot yet. That may have
+ * been found out already, but nobody been told that it is free.
  */
 static void finish_transfer(const struct pando__view *v, uint64_t offset, uint64_t to)
 {
 	uint16_t *at = &v->objects[offset / PANDO__GRANULE];
 	uint16_t word = pando__load_acquire(at);
 
+	if (word == PANDO__OBJECT_REMOTE)
+		pando__remote_hint(v, offset);
 	if (!PANDO__OBJECT_IS_SHARED(word) || PANDO__OBJECT_HOLDER(word) != (to & 0xffff))
 		return;
 	if (pando__attached(v, to))

@@ -135,12 +135,67 @@ static void collected_where_others_are_by_now(void **state)
 	assert_int_equal(pando__heap_verify(&heap.view, heap.slots, 1), 0);
 }
 
+/* Gives the object at *told, which is shared, to the receiver, once it holds it. */
+static void giver(void)
+{
+	struct pando_region *r = &regions[LATE];
+	void *p = heap.view.base + *told;
+
+	if (pando_transfer(r, p, pando_self(r)) != 0)
+		_exit(1);
+	pando__inject_arm("heap.transfer.held=stop");
+	_exit(pando_transfer(r, p, pando_self(&regions[RECEIVER])) == 0 ? 0 : 2);
+}
+
+/*
+ * The receiver frees what it was given; its owner has another object there, which it gives to the same
+ * receiver; that dies. Who gave the first one is told only now: what is there is not its own any more.
+ */
+static void given_and_gone_and_given_again(void **state)
+{
+	struct pando_region *owner = &regions[NEXT], *receiver = &regions[RECEIVER];
+	void *p = pando_alloc(owner, 40), *q, *other[200];
+	unsigned int n = 0;
+	struct pando__reclaimed out;
+	pid_t pid;
+
+	(void)state;
+	assert_int_equal(pando_share(owner, p), 0);
+	*told = pando__offset(&heap.view, p);
+	assert_true(pando_self(receiver) != 0);
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0)
+		giver();
+	await_stop(pid);
+	assert_int_equal(word_of(p), PANDO__OBJECT_SHARED(RECEIVER + 1));
+	pando_free(receiver, p);
+	assert_non_null(other[n++] = pando_alloc(owner, 40)); /* keeps the slab */
+	assert_int_equal(pando_heap_trim(owner), 0);
+	while (n < 200 && (q = pando_alloc(owner, 40)) != p)
+		other[n++] = q;
+	assert_ptr_equal(q, p);
+	assert_int_equal(pando_transfer(owner, q, pando_self(receiver)), 0);
+	pando__store_seq_cst(&pando__ledger_client(heap.ledger, RECEIVER)->word,
+			     PANDO__CLIENT_WORD(1, PANDO__CLIENT_REAPING));
+	go_on(pid);
+	await_end(pid);
+	assert_int_equal(word_of(p), PANDO__OBJECT_REMOTE);
+	fake_region_kill(receiver, &out);
+	while (n)
+		pando_free(owner, other[--n]);
+	assert_int_equal(pando_heap_trim(owner), 0);
+	assert_int_equal(word_of(p), PANDO__OBJECT_FREE);
+	assert_int_equal(pando__heap_verify(&heap.view, heap.slots, 1), 0);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
 		TEST(collected_where_others_are_by_now),
+		TEST(given_and_gone_and_given_again),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

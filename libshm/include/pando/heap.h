@@ -111,8 +111,9 @@ PANDO_API enum pando_holding pando_owner(struct pando_region *r, const void *p,
 
 /*
  * Gives an object that this client holds, or a shared one, to `to`: one atomic step. The receiver
- * learns of it by means of its own (a message, a word in shared memory). Returns 0; -ESRCH (`to` has
- * detached: the object stays where it was), -EPERM (another client holds it), -EINVAL (not an
+ * learns of it by means of its own (a message, a word in shared memory). A receiver that dies takes
+ * the object along, as soon as it has it. Returns 0; -ESRCH (`to` has detached: the object stays
+ * where it was), -EPERM (another client holds it), -EINVAL (not an
  * object), -EUSERS (its slot number is over what an object's state can name: 16382 clients).
  */
 PANDO_API PANDO_NODISCARD int pando_transfer(struct pando_region *r, void *p, pando_holder to)
