@@ -135,8 +135,8 @@ static void collected_where_others_are_by_now(void **state)
 	assert_int_equal(pando__heap_verify(&heap.view, heap.slots, 1), 0);
 }
 
-/* Gives the object at *told, which is shared, to the receiver, once it holds it. */
-static void giver(void)
+/* Gives the object at *told, which is shared, on to `to`, once it holds it. */
+static void giver(pando_holder to)
 {
 	struct pando_region *r = &regions[LATE];
 	void *p = heap.view.base + *told;
@@ -144,7 +144,7 @@ static void giver(void)
 	if (pando_transfer(r, p, pando_self(r)) != 0)
 		_exit(1);
 	pando__inject_arm("heap.transfer.held=stop");
-	_exit(pando_transfer(r, p, pando_self(&regions[RECEIVER])) == 0 ? 0 : 2);
+	_exit(pando_transfer(r, p, to) == 0 ? 0 : 2);
 }
 
 /*
@@ -155,6 +155,7 @@ static void given_and_gone_and_given_again(void **state)
 {
 	struct pando_region *owner = &regions[NEXT], *receiver = &regions[RECEIVER];
 	void *p = pando_alloc(owner, 40), *q, *other[200];
+	const pando_holder to = pando_self(receiver);
 	unsigned int n = 0;
 	struct pando__reclaimed out;
 	pid_t pid;
@@ -162,11 +163,10 @@ static void given_and_gone_and_given_again(void **state)
 	(void)state;
 	assert_int_equal(pando_share(owner, p), 0);
 	*told = pando__offset(&heap.view, p);
-	assert_true(pando_self(receiver) != 0);
 	fflush(NULL);
 	pid = fork();
 	if (pid == 0)
-		giver();
+		giver(to);
 	await_stop(pid);
 	assert_int_equal(word_of(p), PANDO__OBJECT_SHARED(RECEIVER + 1));
 	pando_free(receiver, p);
@@ -175,7 +175,7 @@ static void given_and_gone_and_given_again(void **state)
 	while (n < 200 && (q = pando_alloc(owner, 40)) != p)
 		other[n++] = q;
 	assert_ptr_equal(q, p);
-	assert_int_equal(pando_transfer(owner, q, pando_self(receiver)), 0);
+	assert_int_equal(pando_transfer(owner, q, to), 0);
 	pando__store_seq_cst(&pando__ledger_client(heap.ledger, RECEIVER)->word,
 			     PANDO__CLIENT_WORD(1, PANDO__CLIENT_REAPING));
 	go_on(pid);
