@@ -145,6 +145,7 @@ struct region_heap {
 	enum heap_work doing; /* W */
 	uint32_t slot; /* W: REAP: whose; the next search begins behind it */
 	unsigned int reaped; /* in a row, while something else was to be done */
+	unsigned int unlooked; /* reaped since `waiting` was looked at */
 	uint64_t begun_ns;
 	struct pando__reclaimed reclaimed; /* W */
 	uint32_t reaping; /* REAPING entries: those in `dead` and those in `waiting` */

@@ -47,6 +47,7 @@
 #define RESERVE_MS 1000u /* how long empty spans keep their memory */
 #define RESERVE_MOST 4096u /* spans that a sweep gives back at most: 1 GiB */
 #define REAPED_MOST 32u /* clients in a row, while something else is to be done */
+#define LOOK_AFTER 8u /* clients that are reaped: a look goes through all intents of all clients */
 #define WORD_BITS 64u
 
 /* --- memory that may not be there --- */
@@ -324,25 +325,29 @@ static void start(struct region *r, enum heap_work doing)
 }
 
 /*
- * What is begun next. Slots that only have to be looked at are somebody's soon, so that comes first;
- * and while clients go on dying, the rest gets its turn after some of them, and they get theirs one
- * after the other.
+ * What is begun next. Slots that only have to be looked at are free after that, so they do not wait
+ * for all of the dead; and while clients go on dying, the rest gets its turn after some of them, and
+ * they get theirs one after the other.
  */
 void heap_continue(struct region *r)
 {
 	struct region_heap *h = &r->heap;
 	uint32_t slot;
+	bool dead;
 
 	if (h->working || h->failed || r->state != REGION_LIVE)
 		return;
+	dead = any_bit(h->dead, &slot);
 	if (!h->settle && !h->sweep)
 		h->reaped = 0;
 	if (h->recover) {
 		start(r, HEAP_RECOVER);
-	} else if (h->look && any_bit(h->waiting, &slot)) {
+	} else if (h->look && (!dead || h->unlooked >= LOOK_AFTER) && any_bit(h->waiting, &slot)) {
+		h->unlooked = 0;
 		start(r, HEAP_LOOK);
 	} else if (h->reaped < REAPED_MOST && next_bit(h->dead, h->slot + 1, &slot)) {
 		h->reaped++;
+		h->unlooked++;
 		h->slot = slot;
 		start(r, HEAP_REAP);
 	} else if (h->settle) {
