@@ -95,7 +95,7 @@ static inline long differing(const volatile char *p, size_t size, uint64_t seed)
 /* ---- a peer --------------------------------------------------------------- */
 
 enum { PEER_SYSCALL, PEER_FILL, PEER_DIFFERING, PEER_GET, PEER_PUT, PEER_TRY_READ, PEER_TRY_WRITE,
-       PEER_FORK_DIFFERING };
+       PEER_FORK_DIFFERING, PEER_CALL };
 
 struct peer_request {
 	long op;
@@ -136,6 +136,8 @@ static inline long peer_do(const struct peer_request *r)
 		return differing(p, (size_t)r->a[1], (uint64_t)r->a[2]);
 	case PEER_FORK_DIFFERING:
 		return peer_fork_differing(p, (size_t)r->a[1], (uint64_t)r->a[2]);
+	case PEER_CALL:
+		return ((long (*)(long, long, long, long))r->a[0])(r->a[1], r->a[2], r->a[3], r->a[4]);
 	case PEER_GET:
 		return *(volatile long *)p;
 	case PEER_PUT:

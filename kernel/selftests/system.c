@@ -390,9 +390,15 @@ static const char *const knobs[] = {
 	"/sys/kernel/mm/transparent_hugepage/shmem_enabled",
 	"/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs",
 	"/sys/kernel/mm/ksm/run",
+	"/sys/kernel/mm/ksm/pages_to_scan",
+	"/sys/kernel/mm/ksm/sleep_millisecs",
 	"/sys/kernel/debug/fault_around_bytes",
 	"/proc/sys/kernel/core_pattern",
 	"/proc/sys/kernel/numa_balancing",
+	"/proc/sys/kernel/yama/ptrace_scope",
+	"/proc/sys/vm/max_map_count",
+	"/proc/sys/vm/overcommit_memory",
+	"/proc/sys/vm/overcommit_ratio",
 };
 
 static char values[ARRAY_SIZE(knobs)][256];
