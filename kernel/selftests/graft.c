@@ -179,6 +179,29 @@ static void replacing_by_move(void)
 	peer_end(&peer);
 }
 
+/* Only a part of the destination is taken, and the rest is the best free range. */
+static void replacing_part(void)
+{
+	char *p, *q;
+	size_t kept;
+
+	start();
+	p = anon(MiB(16));
+	fill(p, MiB(16), 100);
+	for (kept = PAGE; kept < MiB(8); kept *= 5) {
+		q = give(&peer, p, MiB(16), 0);
+		peer_fill(&peer, q, MiB(16), 1);
+		CHECK_EQ(PEER(&peer, PEER_SYSCALL, SYS_munmap, (long)(q + kept), (long)(MiB(16) - kept)), 0);
+		CHECK_EQ(graft(-peer.pid, p, MiB(16), q, PVMMAP_FIXED), (long)q);
+		CHECK_EQ(peer_differing(&peer, q, MiB(16), 100), 0);
+		CHECK_EQ(PEER(&peer, PEER_SYSCALL, SYS_munmap, (long)q, (long)(MiB(16) - kept)), 0);
+		CHECK_EQ(graft(-peer.pid, p, MiB(16), q, PVMMAP_FIXED), (long)q);
+		CHECK_EQ(peer_differing(&peer, q, MiB(16), 100), 0);
+		CHECK_EQ(PEER(&peer, PEER_SYSCALL, SYS_munmap, (long)q, (long)MiB(16)), 0);
+	}
+	peer_end(&peer);
+}
+
 /* Shared memory stays shared, with the rights of the source. */
 static void shared(void)
 {
@@ -342,6 +365,7 @@ static const struct test_case cases[] = {
 	{ .name = "where it goes", .run = addresses },
 	{ .name = "replacing what is there", .run = replacing },
 	{ .name = "replacing by a move", .run = replacing_by_move },
+	{ .name = "replacing a part", .run = replacing_part },
 	{ .name = "shared memory", .run = shared },
 	{ .name = "several mappings", .run = mixed },
 	{ .name = "untouched memory", .run = untouched },
