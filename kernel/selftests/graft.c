@@ -68,14 +68,17 @@ static void moved(void)
 	theirs = status_kb(peer.pid, "RssAnon");
 	rss = status_kb(0, "RssAnon");
 	p = (char *)CHECK_OK(graft(peer.pid, q, SIZE, NULL, PVMMAP_MOVE));
-	CHECK(status_kb(0, "RssAnon") >= rss + (long)(SIZE >> 10) - 256, "the pages are not counted here");
-	CHECK(status_kb(peer.pid, "RssAnon") <= theirs - (long)(SIZE >> 10) + 256, "they are counted there");
+	CHECK(status_kb(0, "RssAnon") >= rss + (long)(SIZE >> 10) - 256,
+	      "the pages are not counted here");
+	CHECK(status_kb(peer.pid, "RssAnon") <= theirs - (long)(SIZE >> 10) + 256,
+	      "they are counted there");
 	CHECK_EQ(PEER(&peer, PEER_TRY_READ, (long)q), SIGSEGV);
 	CHECK_EQ(PEER(&peer, PEER_TRY_READ, (long)(q + SIZE - PAGE)), SIGSEGV);
 	before = minor_faults();
 	CHECK_EQ(differing(p, SIZE, 100), 0);
 	fill(p, SIZE, 200);
-	CHECK(minor_faults() - before < 8, "%ld faults to write moved pages", minor_faults() - before);
+	CHECK(minor_faults() - before < 8, "%ld faults to write moved pages",
+	      minor_faults() - before);
 	peer_end(&peer);
 	CHECK_EQ(differing(p, SIZE, 200), 0);
 }
@@ -128,7 +131,8 @@ static void replaced(size_t shift, size_t source_shift, size_t len)
 
 	at = peer_free(&peer, all + MiB(4));
 	CHECK_EQ(PEER(&peer, PEER_SYSCALL, SYS_mmap, (long)at, (long)all, RW,
-		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0), (long)at);
+		      MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED, -1, 0),
+		 (long)at);
 	PEER(&peer, PEER_SYSCALL, SYS_madvise, (long)at, (long)all, MADV_HUGEPAGE);
 	peer_fill(&peer, at, all, 1);
 	PEER(&peer, PEER_SYSCALL, SYS_mprotect, (long)(at + MiB(5)), (long)MiB(1), PROT_READ);
@@ -137,7 +141,8 @@ static void replaced(size_t shift, size_t source_shift, size_t len)
 	/* Several mappings in the source too. */
 	CHECK_OK(mprotect(src + source_shift + MiB(1), PAGE, PROT_READ));
 
-	CHECK_EQ(graft(-peer.pid, src + source_shift, len, at + shift, PVMMAP_FIXED), (long)(at + shift));
+	CHECK_EQ(graft(-peer.pid, src + source_shift, len, at + shift, PVMMAP_FIXED),
+		 (long)(at + shift));
 	CHECK_EQ(peer_differing(&peer, at + shift, len, 1000 + source_shift / PAGE), 0);
 	CHECK_EQ(peer_differing(&peer, at, shift, 1), 0);
 	for (i = shift + len; i < all; i += PAGE)
@@ -171,7 +176,8 @@ static void replacing_by_move(void)
 	fill(p, MiB(8), 100);
 	at = peer_anon(&peer, MiB(12));
 	peer_fill(&peer, at, MiB(12), 1);
-	CHECK_EQ(graft(-peer.pid, p, MiB(8), at + MiB(1), PVMMAP_FIXED | PVMMAP_MOVE), (long)(at + MiB(1)));
+	CHECK_EQ(graft(-peer.pid, p, MiB(8), at + MiB(1), PVMMAP_FIXED | PVMMAP_MOVE),
+		 (long)(at + MiB(1)));
 	CHECK_EQ(peer_differing(&peer, at + MiB(1), MiB(8), 100), 0);
 	CHECK_EQ(peer_differing(&peer, at, MiB(1), 1), 0);
 	CHECK_EQ(peer_differing(&peer, at + MiB(9), MiB(3), 1 + MiB(9) / PAGE), 0);
@@ -191,7 +197,9 @@ static void replacing_part(void)
 	for (kept = PAGE; kept < MiB(8); kept *= 5) {
 		q = give(&peer, p, MiB(16), 0);
 		peer_fill(&peer, q, MiB(16), 1);
-		CHECK_EQ(PEER(&peer, PEER_SYSCALL, SYS_munmap, (long)(q + kept), (long)(MiB(16) - kept)), 0);
+		CHECK_EQ(PEER(&peer, PEER_SYSCALL, SYS_munmap, (long)(q + kept),
+			      (long)(MiB(16) - kept)),
+			 0);
 		CHECK_EQ(graft(-peer.pid, p, MiB(16), q, PVMMAP_FIXED), (long)q);
 		CHECK_EQ(peer_differing(&peer, q, MiB(16), 100), 0);
 		CHECK_EQ(PEER(&peer, PEER_SYSCALL, SYS_munmap, (long)q, (long)(MiB(16) - kept)), 0);
@@ -251,7 +259,8 @@ static void mixed(void)
 	fill(p, MiB(4), 100);
 	CHECK_OK(mprotect(p + MiB(1), MiB(1), PROT_READ));
 	CHECK_OK(mprotect(p + MiB(3), PAGE, PROT_NONE));
-	CHECK(mmap(p + MiB(2), MiB(1), RW, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) == p + MiB(2),
+	CHECK(mmap(p + MiB(2), MiB(1), RW, MAP_SHARED | MAP_ANONYMOUS | MAP_FIXED, -1, 0) ==
+		      p + MiB(2),
 	      "mmap: %s", strerror(errno));
 	fill(p + MiB(2), MiB(1), 600);
 	q = give(&peer, p, MiB(4), 0);
@@ -358,19 +367,19 @@ static void to_and_fro(void)
 }
 
 static const struct test_case cases[] = {
-	{ .name = "into another process", .run = into_peer },
-	{ .name = "from another process", .run = from_peer },
-	{ .name = "a move leaves nothing copy-on-write", .run = moved },
-	{ .name = "a move out of the middle", .run = moved_middle },
-	{ .name = "where it goes", .run = addresses },
-	{ .name = "replacing what is there", .run = replacing },
-	{ .name = "replacing by a move", .run = replacing_by_move },
-	{ .name = "replacing a part", .run = replacing_part },
-	{ .name = "shared memory", .run = shared },
-	{ .name = "several mappings", .run = mixed },
-	{ .name = "untouched memory", .run = untouched },
-	{ .name = "fork of either side", .run = forks },
-	{ .name = "to and fro", .run = to_and_fro },
+	{.name = "into another process", .run = into_peer},
+	{.name = "from another process", .run = from_peer},
+	{.name = "a move leaves nothing copy-on-write", .run = moved},
+	{.name = "a move out of the middle", .run = moved_middle},
+	{.name = "where it goes", .run = addresses},
+	{.name = "replacing what is there", .run = replacing},
+	{.name = "replacing by a move", .run = replacing_by_move},
+	{.name = "replacing a part", .run = replacing_part},
+	{.name = "shared memory", .run = shared},
+	{.name = "several mappings", .run = mixed},
+	{.name = "untouched memory", .run = untouched},
+	{.name = "fork of either side", .run = forks},
+	{.name = "to and fro", .run = to_and_fro},
 };
 
 TEST_MAIN(cases)

@@ -33,7 +33,8 @@
 #define RW (PROT_READ | PROT_WRITE)
 
 /* The call as it is: an address, or -1 and errno. */
-static inline long graft(pid_t pid, const void *src, size_t len, const void *dst, unsigned long flags)
+static inline long graft(pid_t pid, const void *src, size_t len, const void *dst,
+			 unsigned long flags)
 {
 	return syscall(SYS_process_vm_mmap, (long)pid, src, len, dst, flags);
 }
@@ -94,8 +95,17 @@ static inline long differing(const volatile char *p, size_t size, uint64_t seed)
 
 /* ---- a peer --------------------------------------------------------------- */
 
-enum { PEER_SYSCALL, PEER_FILL, PEER_DIFFERING, PEER_GET, PEER_PUT, PEER_TRY_READ, PEER_TRY_WRITE,
-       PEER_FORK_DIFFERING, PEER_CALL };
+enum {
+	PEER_SYSCALL,
+	PEER_FILL,
+	PEER_DIFFERING,
+	PEER_GET,
+	PEER_PUT,
+	PEER_TRY_READ,
+	PEER_TRY_WRITE,
+	PEER_FORK_DIFFERING,
+	PEER_CALL
+};
 
 struct peer_request {
 	long op;
@@ -137,7 +147,8 @@ static inline long peer_do(const struct peer_request *r)
 	case PEER_FORK_DIFFERING:
 		return peer_fork_differing(p, (size_t)r->a[1], (uint64_t)r->a[2]);
 	case PEER_CALL:
-		return ((long (*)(long, long, long, long))r->a[0])(r->a[1], r->a[2], r->a[3], r->a[4]);
+		return ((long (*)(long, long, long, long))r->a[0])(r->a[1], r->a[2], r->a[3],
+								   r->a[4]);
 	case PEER_GET:
 		return *(volatile long *)p;
 	case PEER_PUT:
@@ -170,7 +181,7 @@ static inline void peer_loop(int fd)
 
 static inline long peer_request(const struct peer *p, long op, const long *a)
 {
-	struct peer_request request = { .op = op };
+	struct peer_request request = {.op = op};
 	struct peer_reply reply;
 
 	memcpy(request.a, a, sizeof(request.a));
@@ -180,7 +191,7 @@ static inline long peer_request(const struct peer *p, long op, const long *a)
 	return reply.result;
 }
 
-#define PEER(p, op, ...) peer_request(p, op, (const long[7]){ __VA_ARGS__ })
+#define PEER(p, op, ...) peer_request(p, op, (const long[7]){__VA_ARGS__})
 
 static inline struct peer peer_start(void)
 {
@@ -216,7 +227,8 @@ static inline char *peer_free(const struct peer *p, size_t size)
 
 static inline char *peer_anon(const struct peer *p, size_t size)
 {
-	long at = PEER(p, PEER_SYSCALL, SYS_mmap, 0, (long)size, RW, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	long at = PEER(p, PEER_SYSCALL, SYS_mmap, 0, (long)size, RW, MAP_PRIVATE | MAP_ANONYMOUS,
+		       -1, 0);
 
 	CHECK(at != -1, "the peer's mmap of %zu: %s", size, strerror(errno));
 	return (char *)at;

@@ -26,8 +26,8 @@ static void fails(char *src, size_t len, char *dst, unsigned long flags, int err
 	char *mine = maps_of(getpid()), *theirs = maps_of(peer.pid), *text;
 	long ret = graft(-peer.pid, src, len, dst, flags);
 
-	CHECK(ret == -1 && errno == err, "%p, %zu, %p, %lu: %#lx, errno %d (%s), should be %d", (void *)src, len,
-	      (void *)dst, flags, ret, errno, strerror(errno), err);
+	CHECK(ret == -1 && errno == err, "%p, %zu, %p, %lu: %#lx, errno %d (%s), should be %d",
+	      (void *)src, len, (void *)dst, flags, ret, errno, strerror(errno), err);
 	text = maps_of(getpid());
 	CHECK(!strcmp(mine, text), "the source's mappings have changed");
 	free(text);
@@ -96,7 +96,8 @@ static void low_addresses(void)
 	pid_t pid;
 
 	start();
-	if (read_text("/proc/sys/vm/mmap_min_addr", text, sizeof(text)) <= 0 || atol(text) < (long)PAGE)
+	if (read_text("/proc/sys/vm/mmap_min_addr", text, sizeof(text)) <= 0 ||
+	    atol(text) < (long)PAGE)
 		skip("any address may be mapped");
 	pid = xfork();
 	if (!pid) {
@@ -117,7 +118,7 @@ static void low_addresses(void)
 
 static void peer_limit(int resource, unsigned long value)
 {
-	struct rlimit limit = { value, value };
+	struct rlimit limit = {value, value};
 
 	CHECK_OK(prlimit(peer.pid, (enum __rlimit_resource)resource, &limit, NULL));
 }
@@ -136,7 +137,8 @@ static void address_space(void)
 	fails_both(p, SIZE, at + SIZE / 4 * 3, PVMMAP_FIXED, ENOMEM);
 	CHECK_EQ(peer_differing(&peer, at, SIZE, 1), 0);
 	CHECK_EQ(graft(-peer.pid, p, SIZE, at + SIZE / 2, PVMMAP_FIXED), (long)(at + SIZE / 2));
-	CHECK_EQ(graft(-peer.pid, p, SIZE, at + SIZE / 2, PVMMAP_FIXED | PVMMAP_MOVE), (long)(at + SIZE / 2));
+	CHECK_EQ(graft(-peer.pid, p, SIZE, at + SIZE / 2, PVMMAP_FIXED | PVMMAP_MOVE),
+		 (long)(at + SIZE / 2));
 	peer_end(&peer);
 }
 
@@ -221,13 +223,15 @@ static void commit(void)
 	big = anon(MiB(64));
 	before = committed();
 	q = give(&peer, big, MiB(64), 0);
-	CHECK(committed() > before + size - slack, "a clone is not charged: %ld -> %ld kB", before, committed());
+	CHECK(committed() > before + size - slack, "a clone is not charged: %ld -> %ld kB", before,
+	      committed());
 	PEER(&peer, PEER_SYSCALL, SYS_munmap, (long)q, (long)MiB(64));
 	CHECK(labs(committed() - before) < slack, "%ld -> %ld kB", before, committed());
 	q = give(&peer, big, MiB(64), PVMMAP_MOVE);
 	CHECK(labs(committed() - before) < slack, "a move: %ld -> %ld kB", before, committed());
 	PEER(&peer, PEER_SYSCALL, SYS_munmap, (long)q, (long)MiB(64));
-	CHECK(committed() < before - size + slack, "still charged: %ld -> %ld kB", before, committed());
+	CHECK(committed() < before - size + slack, "still charged: %ld -> %ld kB", before,
+	      committed());
 
 	limit = meminfo_kb("CommitLimit");
 	big = anon((size_t)(limit - committed()) * 1024 / 3 * 2 / PAGE * PAGE);
@@ -245,14 +249,14 @@ static void commit(void)
 }
 
 static const struct test_case cases[] = {
-	{ .name = "wrong numbers", .run = numbers },
-	{ .name = "holes", .run = holes },
-	{ .name = "low addresses", .run = low_addresses },
-	{ .name = "RLIMIT_AS", .run = address_space },
-	{ .name = "RLIMIT_DATA", .run = data },
-	{ .name = "locked future mappings", .run = locked },
-	{ .name = "the number of mappings", .run = many_mappings },
-	{ .name = "overcommit", .run = commit },
+	{.name = "wrong numbers", .run = numbers},
+	{.name = "holes", .run = holes},
+	{.name = "low addresses", .run = low_addresses},
+	{.name = "RLIMIT_AS", .run = address_space},
+	{.name = "RLIMIT_DATA", .run = data},
+	{.name = "locked future mappings", .run = locked},
+	{.name = "the number of mappings", .run = many_mappings},
+	{.name = "overcommit", .run = commit},
 };
 
 TEST_MAIN(cases)

@@ -66,7 +66,8 @@ static long do_check(long who, long from, long n, long touch)
 		}
 		value = *(volatile uint64_t *)at((int)who, i);
 		if (value != s->value) {
-			diag("process %ld, slot %ld: %#lx, should be %#lx", who, i, value, s->value);
+			diag("process %ld, slot %ld: %#lx, should be %#lx", who, i, value,
+			     s->value);
 			return 1;
 		}
 		if (touch && !s->writable && try_write(at((int)who, i), 0) != SIGSEGV) {
@@ -84,7 +85,7 @@ static long do_map(long who, long from, long n, long unused)
 	(void)unused;
 	anon_at(at((int)who, from), (size_t)n * PAGE);
 	for (i = from; i < from + n; i++)
-		model->slot[who][i] = (struct slot){ .mapped = true, .writable = true };
+		model->slot[who][i] = (struct slot){.mapped = true, .writable = true};
 	return 0;
 }
 
@@ -95,7 +96,7 @@ static long do_unmap(long who, long from, long n, long unused)
 	(void)unused;
 	CHECK_OK(munmap(at((int)who, from), (size_t)n * PAGE));
 	for (i = from; i < from + n; i++)
-		model->slot[who][i] = (struct slot){ .mapped = false };
+		model->slot[who][i] = (struct slot){.mapped = false};
 	return 0;
 }
 
@@ -206,18 +207,19 @@ static void call(int from_who, long from, long to, long n, unsigned long flags)
 		taken = taken || d[i].mapped;
 	}
 	expected = hole ? EFAULT : taken && (flags & PVMMAP_FIXED_NOREPLACE) ? EEXIST : 0;
-	ret = graft(from_who == MINE ? -peer.pid : peer.pid, at(from_who, from), (size_t)n * PAGE, at(to_who, to),
-		    flags);
+	ret = graft(from_who == MINE ? -peer.pid : peer.pid, at(from_who, from), (size_t)n * PAGE,
+		    at(to_who, to), flags);
 	if (expected) {
-		CHECK(ret == -1 && errno == expected, "step %lu: %#lx, errno %d, should be %d", step, ret, errno,
-		      expected);
+		CHECK(ret == -1 && errno == expected, "step %lu: %#lx, errno %d, should be %d",
+		      step, ret, errno, expected);
 		return;
 	}
-	CHECK(ret == (long)at(to_who, to), "step %lu: %#lx, errno %d (%s)", step, ret, errno, strerror(errno));
+	CHECK(ret == (long)at(to_who, to), "step %lu: %#lx, errno %d (%s)", step, ret, errno,
+	      strerror(errno));
 	for (i = 0; i < n; i++) {
 		d[i] = s[i];
 		if (flags & PVMMAP_MOVE)
-			s[i] = (struct slot){ .mapped = false };
+			s[i] = (struct slot){.mapped = false};
 	}
 }
 
@@ -235,10 +237,12 @@ static long range(long *n)
 
 static void one_step(void)
 {
-	static const int advice[] = { MADV_PAGEOUT, MADV_PAGEOUT, MADV_COLD, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
-				      MADV_MERGEABLE, MADV_UNMERGEABLE, MADV_COLLAPSE, MADV_DONTNEED };
-	static const unsigned long flags[] = { PVMMAP_FIXED, PVMMAP_FIXED | PVMMAP_MOVE, PVMMAP_FIXED_NOREPLACE,
-					       PVMMAP_FIXED_NOREPLACE | PVMMAP_MOVE };
+	static const int advice[] = {MADV_PAGEOUT,     MADV_PAGEOUT,	MADV_COLD,
+				     MADV_HUGEPAGE,    MADV_NOHUGEPAGE, MADV_MERGEABLE,
+				     MADV_UNMERGEABLE, MADV_COLLAPSE,	MADV_DONTNEED};
+	static const unsigned long flags[] = {PVMMAP_FIXED, PVMMAP_FIXED | PVMMAP_MOVE,
+					      PVMMAP_FIXED_NOREPLACE,
+					      PVMMAP_FIXED_NOREPLACE | PVMMAP_MOVE};
 	int who = (int)below(2);
 	long n, from = range(&n), to = below((unsigned int)(SLOTS - n));
 
@@ -253,13 +257,18 @@ static void one_step(void)
 		if (n < 100)
 			in(who, do_unmap, from, n, 0);
 		break;
-	case 2: case 3: case 4: case 5:
+	case 2:
+	case 3:
+	case 4:
+	case 5:
 		in(who, do_write, from, n, (long)random64(&seed) & 0xffffff);
 		break;
 	case 6:
 		in(who, do_protect, from, n < 32 ? n : 32, below(3) != 0);
 		break;
-	case 7: case 8: case 9:
+	case 7:
+	case 8:
+	case 9:
 		in(who, do_advise, from, n, advice[below(ARRAY_SIZE(advice))]);
 		break;
 	case 10:
@@ -268,7 +277,8 @@ static void one_step(void)
 		break;
 	case 11:
 		if (!below(4))
-			CHECK(!in(who, do_fork, 0, 0, 0), "step %lu: a child sees something else", step);
+			CHECK(!in(who, do_fork, 0, 0, 0), "step %lu: a child sees something else",
+			      step);
 		break;
 	case 12:
 		in(who, do_migrate, from, n, below(2));
@@ -326,8 +336,8 @@ static void many(void)
 }
 
 static const struct test_case cases[] = {
-	{ .name = "5,000 steps", .run = some, .seconds = 300 },
-	{ .name = "100,000 steps", .run = many, .level = FULL, .seconds = 1800 },
+	{.name = "5,000 steps", .run = some, .seconds = 300},
+	{.name = "100,000 steps", .run = many, .level = FULL, .seconds = 1800},
 };
 
 TEST_MAIN(cases)

@@ -85,7 +85,8 @@ static void huge_replace(void)
 	CHECK_EQ(huge_kb(peer.pid, q + MiB(4)), MiB(16) >> 10);
 	CHECK_EQ(peer_differing(&peer, q + MiB(4), MiB(16), 100), 0);
 	CHECK_EQ(peer_differing(&peer, q + MiB(2), MiB(2), 100), 0);
-	CHECK_EQ(graft(-peer.pid, p, MiB(16), q + MiB(2), PVMMAP_FIXED | PVMMAP_MOVE), (long)(q + MiB(2)));
+	CHECK_EQ(graft(-peer.pid, p, MiB(16), q + MiB(2), PVMMAP_FIXED | PVMMAP_MOVE),
+		 (long)(q + MiB(2)));
 	CHECK_EQ(peer_differing(&peer, q + MiB(2), MiB(16), 100), 0);
 	CHECK_EQ(peer_differing(&peer, q + MiB(18), MiB(2), 100 + MiB(14) / PAGE), 0);
 	peer_end(&peer);
@@ -94,7 +95,7 @@ static void huge_replace(void)
 /* Parts of huge pages, and offsets in 2 MiB that differ. */
 static void huge_split(void)
 {
-	static const size_t from[] = { 0, PAGE, MiB(1), MiB(2) - PAGE };
+	static const size_t from[] = {0, PAGE, MiB(1), MiB(2) - PAGE};
 	char *p, *q, *at;
 	unsigned int i;
 
@@ -110,7 +111,8 @@ static void huge_split(void)
 		peer_fill(&peer, q, len, 4000);
 		CHECK_EQ(differing(p, MiB(16), 100), 0);
 	}
-	CHECK_EQ(graft(-peer.pid, p + MiB(1), MiB(13), at + MiB(1) + PAGE, PVMMAP_FIXED | PVMMAP_MOVE),
+	CHECK_EQ(graft(-peer.pid, p + MiB(1), MiB(13), at + MiB(1) + PAGE,
+		       PVMMAP_FIXED | PVMMAP_MOVE),
 		 (long)(at + MiB(1) + PAGE));
 	CHECK_EQ(peer_differing(&peer, at + MiB(1) + PAGE, MiB(13), 100 + MiB(1) / PAGE), 0);
 	CHECK_EQ(differing(p, MiB(1), 100), 0);
@@ -147,8 +149,8 @@ static void swap_entries(bool move)
 	q = give(&peer, p, MiB(32), move ? PVMMAP_MOVE : 0);
 	CHECK_EQ(vmstat("pswpin"), in);
 	CHECK(meminfo_kb("AnonPages") < anon_kb + 4096, "the memory has been read in");
-	CHECK(smaps_kb(peer.pid, q, "Swap") >= (long)(MiB(32) >> 10) * 9 / 10, "%ld kB of swap in the receiver",
-	      smaps_kb(peer.pid, q, "Swap"));
+	CHECK(smaps_kb(peer.pid, q, "Swap") >= (long)(MiB(32) >> 10) * 9 / 10,
+	      "%ld kB of swap in the receiver", smaps_kb(peer.pid, q, "Swap"));
 	CHECK_EQ(peer_differing(&peer, q, MiB(32), 100), 0);
 	peer_fill(&peer, q, MiB(32), 500);
 	if (!move) {
@@ -226,7 +228,7 @@ struct pin_longterm_test {
 
 static void pin(int fd, char *p, size_t size, uint32_t flags)
 {
-	struct pin_longterm_test t = { .addr = (uintptr_t)p, .size = size, .flags = flags };
+	struct pin_longterm_test t = {.addr = (uintptr_t)p, .size = size, .flags = flags};
 
 	if (fd < 0)
 		skip("no /sys/kernel/debug/gup_test");
@@ -390,20 +392,20 @@ static void locked(void)
 }
 
 static const struct test_case cases[] = {
-	{ .name = "huge pages are cloned as such", .run = huge_clone },
-	{ .name = "huge pages are moved as such", .run = huge_move },
-	{ .name = "huge pages in place of others", .run = huge_replace },
-	{ .name = "parts of huge pages", .run = huge_split },
-	{ .name = "swap entries are cloned without I/O", .run = swap_clone },
-	{ .name = "swap entries are moved without I/O", .run = swap_move },
-	{ .name = "swapoff after both", .run = swap_off },
-	{ .name = "a swap entry many times", .run = swap_many },
-	{ .name = "pinned pages are copied", .run = pinned },
-	{ .name = "pinned huge pages are copied", .run = pinned_huge },
-	{ .name = "pages of KSM are copied", .run = ksm },
-	{ .name = "KSM after a clone", .run = ksm_later },
-	{ .name = "bad memory", .run = poison },
-	{ .name = "locked memory", .run = locked },
+	{.name = "huge pages are cloned as such", .run = huge_clone},
+	{.name = "huge pages are moved as such", .run = huge_move},
+	{.name = "huge pages in place of others", .run = huge_replace},
+	{.name = "parts of huge pages", .run = huge_split},
+	{.name = "swap entries are cloned without I/O", .run = swap_clone},
+	{.name = "swap entries are moved without I/O", .run = swap_move},
+	{.name = "swapoff after both", .run = swap_off},
+	{.name = "a swap entry many times", .run = swap_many},
+	{.name = "pinned pages are copied", .run = pinned},
+	{.name = "pinned huge pages are copied", .run = pinned_huge},
+	{.name = "pages of KSM are copied", .run = ksm},
+	{.name = "KSM after a clone", .run = ksm_later},
+	{.name = "bad memory", .run = poison},
+	{.name = "locked memory", .run = locked},
 };
 
 TEST_MAIN(cases)

@@ -330,12 +330,12 @@ static void disturbed(void)
 }
 
 static const struct test_case cases[] = {
-	{ .name = "both directions at once", .run = both_ways, .seconds = 120 },
-	{ .name = "clones under writers", .run = under_writers, .seconds = 120 },
-	{ .name = "moves under a writer", .run = moved_under_writer, .seconds = 120 },
-	{ .name = "exec, exit and SIGKILL", .run = dying, .seconds = 120 },
-	{ .name = "a caller that is killed", .run = killed_caller, .seconds = 180 },
-	{ .name = "page-out, migration and fork", .run = disturbed, .seconds = 120 },
+	{.name = "both directions at once", .run = both_ways, .seconds = 120},
+	{.name = "clones under writers", .run = under_writers, .seconds = 120},
+	{.name = "moves under a writer", .run = moved_under_writer, .seconds = 120},
+	{.name = "exec, exit and SIGKILL", .run = dying, .seconds = 120},
+	{.name = "a caller that is killed", .run = killed_caller, .seconds = 180},
+	{.name = "page-out, migration and fork", .run = disturbed, .seconds = 120},
 };
 
 TEST_MAIN(cases)

@@ -21,15 +21,18 @@ static void start(void)
 /* The call fails both ways and with every flag, and nothing is different then. */
 static void refused_with(char *p, size_t len, int err, unsigned long extra)
 {
-	static const unsigned long flags[] = { 0, PVMMAP_MOVE, PVMMAP_FIXED, PVMMAP_FIXED | PVMMAP_MOVE };
-	char *at = peer_anon(&peer, len), *mine = maps_of(getpid()), *theirs = maps_of(peer.pid), *now_;
+	static const unsigned long flags[] = {0, PVMMAP_MOVE, PVMMAP_FIXED,
+					      PVMMAP_FIXED | PVMMAP_MOVE};
+	char *at = peer_anon(&peer, len), *mine = maps_of(getpid()), *theirs = maps_of(peer.pid),
+	     *now_;
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(flags); i++) {
-		long ret = graft(-peer.pid, p, len, flags[i] & PVMMAP_FIXED ? at : NULL, flags[i] | extra);
+		long ret = graft(-peer.pid, p, len, flags[i] & PVMMAP_FIXED ? at : NULL,
+				 flags[i] | extra);
 
-		CHECK(ret == -1 && errno == err, "flags %lu: %ld, errno %d (%s), should be %d", flags[i], ret,
-		      errno, strerror(errno), err);
+		CHECK(ret == -1 && errno == err, "flags %lu: %ld, errno %d (%s), should be %d",
+		      flags[i], ret, errno, strerror(errno), err);
 	}
 	now_ = maps_of(getpid());
 	CHECK(!strcmp(mine, now_), "the source's mappings have changed");
@@ -202,8 +205,8 @@ static void huge_and_shared_tables(void)
 
 static void uffd(void)
 {
-	struct uffdio_api api = { .api = UFFD_API };
-	struct uffdio_register reg = { .mode = UFFDIO_REGISTER_MODE_MISSING };
+	struct uffdio_api api = {.api = UFFD_API};
+	struct uffdio_register reg = {.mode = UFFDIO_REGISTER_MODE_MISSING};
 	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
 	char *p, *theirs;
 
@@ -334,17 +337,17 @@ static void users(void)
 }
 
 static const struct test_case cases[] = {
-	{ .name = "executable memory", .run = executable },
-	{ .name = "memory that fork leaves out", .run = advised },
-	{ .name = "stacks", .run = stacks },
-	{ .name = "the kernel's own mappings", .run = special },
-	{ .name = "private and secret files", .run = files },
-	{ .name = "hugetlb and msharefs", .run = huge_and_shared_tables },
-	{ .name = "userfaultfd at either end", .run = uffd },
-	{ .name = "protection keys", .run = keys },
-	{ .name = "seals", .run = sealed },
-	{ .name = "processes that are none", .run = processes },
-	{ .name = "other users", .run = users },
+	{.name = "executable memory", .run = executable},
+	{.name = "memory that fork leaves out", .run = advised},
+	{.name = "stacks", .run = stacks},
+	{.name = "the kernel's own mappings", .run = special},
+	{.name = "private and secret files", .run = files},
+	{.name = "hugetlb and msharefs", .run = huge_and_shared_tables},
+	{.name = "userfaultfd at either end", .run = uffd},
+	{.name = "protection keys", .run = keys},
+	{.name = "seals", .run = sealed},
+	{.name = "processes that are none", .run = processes},
+	{.name = "other users", .run = users},
 };
 
 TEST_MAIN(cases)

@@ -113,12 +113,13 @@ static void migrated(const struct place *p, unsigned int n, bool same)
 			target[i] = node;
 		}
 		/* MPOL_MF_MOVE_ALL, as the pages are mapped more than once. */
-		CHECK_OK(syscall(SYS_move_pages, owner(&p[n - 1]), PAGES, asked, target, status, 4));
+		CHECK_OK(
+			syscall(SYS_move_pages, owner(&p[n - 1]), PAGES, asked, target, status, 4));
 		for (k = 0; k < n; k++) {
 			long there = on_node(&p[k], node);
 
-			CHECK(!same || there >= (long)PAGES * 9 / 10, "place %u: %ld of %zu pages on node %d",
-			      k, there, PAGES, node);
+			CHECK(!same || there >= (long)PAGES * 9 / 10,
+			      "place %u: %ld of %zu pages on node %d", k, there, PAGES, node);
 			CHECK_EQ(wrong(&p[k], 100), 0);
 		}
 	}
@@ -157,8 +158,8 @@ static void plain(void)
 	struct place p[2];
 
 	start();
-	p[0] = (struct place){ source(), false };
-	p[1] = (struct place){ give(&peer, p[0].at, SIZE, 0), true };
+	p[0] = (struct place){source(), false};
+	p[1] = (struct place){give(&peer, p[0].at, SIZE, 0), true};
 	torture(p, 2);
 	finish(swap);
 }
@@ -169,7 +170,7 @@ static void after_move(void)
 	struct place p[1];
 
 	start();
-	p[0] = (struct place){ give(&peer, source(), SIZE, PVMMAP_MOVE), true };
+	p[0] = (struct place){give(&peer, source(), SIZE, PVMMAP_MOVE), true};
 	torture(p, 1);
 	finish(swap);
 }
@@ -183,8 +184,8 @@ static void replaced(void)
 	start();
 	at = peer_anon(&peer, SIZE + MiB(2));
 	peer_fill(&peer, at, SIZE + MiB(2), 1);
-	p[0] = (struct place){ source(), false };
-	p[1] = (struct place){ at + 5 * PAGE, true };
+	p[0] = (struct place){source(), false};
+	p[1] = (struct place){at + 5 * PAGE, true};
 	CHECK_EQ(graft(-peer.pid, p[0].at, SIZE, p[1].at, PVMMAP_FIXED), (long)p[1].at);
 	torture(p, 2);
 	finish(swap);
@@ -196,9 +197,9 @@ static void twice(void)
 	struct place p[3];
 
 	start();
-	p[0] = (struct place){ source(), false };
-	p[1] = (struct place){ give(&peer, p[0].at, SIZE, 0), true };
-	p[2] = (struct place){ give(&peer, p[0].at, SIZE, 0), true };
+	p[0] = (struct place){source(), false};
+	p[1] = (struct place){give(&peer, p[0].at, SIZE, 0), true};
+	p[2] = (struct place){give(&peer, p[0].at, SIZE, 0), true};
 	torture(p, 3);
 	finish(swap);
 }
@@ -215,10 +216,10 @@ static void child_to_parent(void)
 	cgroup_enter("graft");
 	mine = source();
 	peer = peer_start();
-	p[0] = (struct place){ mine, false };
-	p[1] = (struct place){ mine, true };
-	p[2] = (struct place){ (char *)CHECK_OK(graft(peer.pid, mine, SIZE, NULL, 0)), false };
-	p[3] = (struct place){ give(&peer, p[2].at, SIZE, 0), true };
+	p[0] = (struct place){mine, false};
+	p[1] = (struct place){mine, true};
+	p[2] = (struct place){(char *)CHECK_OK(graft(peer.pid, mine, SIZE, NULL, 0)), false};
+	p[3] = (struct place){give(&peer, p[2].at, SIZE, 0), true};
 	torture(p, 4);
 	finish(swap);
 }
@@ -230,15 +231,17 @@ static void after_mremap(void)
 	char *to;
 
 	start();
-	p[0] = (struct place){ source(), false };
-	p[1] = (struct place){ give(&peer, p[0].at, SIZE, 0), true };
-	p[2] = (struct place){ give(&peer, p[0].at, SIZE, 0), true };
+	p[0] = (struct place){source(), false};
+	p[1] = (struct place){give(&peer, p[0].at, SIZE, 0), true};
+	p[2] = (struct place){give(&peer, p[0].at, SIZE, 0), true};
 	to = fresh_address(SIZE);
-	CHECK(mremap(p[0].at, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to, "mremap: %s", strerror(errno));
+	CHECK(mremap(p[0].at, SIZE, SIZE, MREMAP_MAYMOVE | MREMAP_FIXED, to) == to, "mremap: %s",
+	      strerror(errno));
 	p[0].at = to;
 	to = peer_free(&peer, SIZE) + 3 * PAGE;
 	CHECK_EQ(PEER(&peer, PEER_SYSCALL, SYS_mremap, (long)p[1].at, (long)SIZE, (long)SIZE,
-		      MREMAP_MAYMOVE | MREMAP_FIXED, (long)to), (long)to);
+		      MREMAP_MAYMOVE | MREMAP_FIXED, (long)to),
+		 (long)to);
 	p[1].at = to;
 	torture(p, 3);
 	finish(swap);
@@ -253,9 +256,9 @@ static void source_gone(void)
 
 	start();
 	mine = source();
-	p[0] = (struct place){ give(&peer, mine, SIZE, 0), true };
+	p[0] = (struct place){give(&peer, mine, SIZE, 0), true};
 	munmap(mine, SIZE);
-	p[1] = (struct place){ (char *)CHECK_OK(graft(peer.pid, p[0].at, SIZE, NULL, 0)), false };
+	p[1] = (struct place){(char *)CHECK_OK(graft(peer.pid, p[0].at, SIZE, NULL, 0)), false};
 	torture(p, 2);
 	finish(swap);
 }
@@ -269,7 +272,7 @@ static void peer_gone(void)
 	start();
 	theirs = peer_anon(&peer, SIZE);
 	peer_fill(&peer, theirs, SIZE, 100);
-	p[0] = (struct place){ (char *)CHECK_OK(graft(peer.pid, theirs, SIZE, NULL, 0)), false };
+	p[0] = (struct place){(char *)CHECK_OK(graft(peer.pid, theirs, SIZE, NULL, 0)), false};
 	peer_end(&peer);
 	peer = peer_start();
 	torture(p, 1);
@@ -284,10 +287,11 @@ static void huge_split(void)
 	char text[128];
 
 	start();
-	p[0] = (struct place){ anon_huge(SIZE), false };
+	p[0] = (struct place){anon_huge(SIZE), false};
 	fill(p[0].at, SIZE, 100);
-	p[1] = (struct place){ give(&peer, p[0].at, SIZE, 0), true };
-	snprintf(text, sizeof(text), "%d,0x%lx,0x%lx", peer.pid, (long)p[1].at, (long)(p[1].at + SIZE));
+	p[1] = (struct place){give(&peer, p[0].at, SIZE, 0), true};
+	snprintf(text, sizeof(text), "%d,0x%lx,0x%lx", peer.pid, (long)p[1].at,
+		 (long)(p[1].at + SIZE));
 	if (!try_write_text("/sys/kernel/debug/split_huge_pages", text))
 		skip("no split_huge_pages");
 	CHECK_EQ(wrong(&p[0], 100), 0);
@@ -310,25 +314,26 @@ static void charged(void)
 	before = cgroup_get("graft", "memory.current");
 	q = give(&peer, p, MiB(16), PVMMAP_MOVE);
 	peer_fill(&peer, q, MiB(16), 200);
-	CHECK(labs(cgroup_get("graft", "memory.current") - before) < (long)MiB(1), "%ld -> %ld bytes charged",
-	      before, cgroup_get("graft", "memory.current"));
+	CHECK(labs(cgroup_get("graft", "memory.current") - before) < (long)MiB(1),
+	      "%ld -> %ld bytes charged", before, cgroup_get("graft", "memory.current"));
 	PEER(&peer, PEER_SYSCALL, SYS_munmap, (long)q, (long)MiB(16));
-	CHECK(cgroup_get("graft", "memory.current") < before - (long)MiB(15), "the pages are still charged");
+	CHECK(cgroup_get("graft", "memory.current") < before - (long)MiB(15),
+	      "the pages are still charged");
 	finish(swap);
 	cgroup_remove("graft");
 }
 
 static const struct test_case cases[] = {
-	{ .name = "a clone", .run = plain, .seconds = 120 },
-	{ .name = "moved memory", .run = after_move, .seconds = 120 },
-	{ .name = "a clone in place of something", .run = replaced, .seconds = 120 },
-	{ .name = "twice in one process", .run = twice, .seconds = 120 },
-	{ .name = "from child to parent and back", .run = child_to_parent, .seconds = 120 },
-	{ .name = "after mremap of both", .run = after_mremap, .seconds = 120 },
-	{ .name = "the source has gone", .run = source_gone, .seconds = 120 },
-	{ .name = "the source has died", .run = peer_gone, .seconds = 120 },
-	{ .name = "huge pages split afterwards", .run = huge_split, .seconds = 120 },
-	{ .name = "memory cgroups", .run = charged },
+	{.name = "a clone", .run = plain, .seconds = 120},
+	{.name = "moved memory", .run = after_move, .seconds = 120},
+	{.name = "a clone in place of something", .run = replaced, .seconds = 120},
+	{.name = "twice in one process", .run = twice, .seconds = 120},
+	{.name = "from child to parent and back", .run = child_to_parent, .seconds = 120},
+	{.name = "after mremap of both", .run = after_mremap, .seconds = 120},
+	{.name = "the source has gone", .run = source_gone, .seconds = 120},
+	{.name = "the source has died", .run = peer_gone, .seconds = 120},
+	{.name = "huge pages split afterwards", .run = huge_split, .seconds = 120},
+	{.name = "memory cgroups", .run = charged},
 };
 
 TEST_MAIN(cases)

@@ -14,7 +14,7 @@ static struct peer peer;
 
 static double timed_writev(char *p, size_t size, bool huge)
 {
-	struct iovec local = { p, size }, remote = { NULL, size };
+	struct iovec local = {p, size}, remote = {NULL, size};
 	double begin, best = 1e9;
 	size_t done;
 	int i;
@@ -23,11 +23,12 @@ static double timed_writev(char *p, size_t size, bool huge)
 		char *q = peer_anon(&peer, size + MiB(2));
 
 		q = (char *)(((uintptr_t)q + MiB(2) - 1) & ~(MiB(2) - 1));
-		PEER(&peer, PEER_SYSCALL, SYS_madvise, (long)q, (long)size, huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+		PEER(&peer, PEER_SYSCALL, SYS_madvise, (long)q, (long)size,
+		     huge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
 		begin = now();
 		for (done = 0; done < size; done += MiB(64)) {
-			local = (struct iovec){ p + done, MiB(64) };
-			remote = (struct iovec){ q + done, MiB(64) };
+			local = (struct iovec){p + done, MiB(64)};
+			remote = (struct iovec){q + done, MiB(64)};
 			CHECK_EQ(process_vm_writev(peer.pid, &local, 1, &remote, 1, 0), MiB(64));
 		}
 		begin = now() - begin;
@@ -78,8 +79,10 @@ static void faster(bool huge, double times)
 	CHECK_EQ(peer_differing(&peer, q, size, 100), 0);
 	peer_fill(&peer, q, size, 200);
 	CHECK(meminfo_kb("AnonPages") < kb + 32768, "moved pages are copied when they are written");
-	diag("%s pages, 1 GiB: process_vm_writev %.1f ms, clone %.2f ms (%.0f times), move %.2f ms (%.0f times)",
-	     huge ? "huge" : "small", copy * 1e3, clone * 1e3, copy / clone, move * 1e3, copy / move);
+	diag("%s pages, 1 GiB: process_vm_writev %.1f ms, clone %.2f ms (%.0f times), move %.2f ms "
+	     "(%.0f times)",
+	     huge ? "huge" : "small", copy * 1e3, clone * 1e3, copy / clone, move * 1e3,
+	     copy / move);
 	CHECK(copy / clone >= times, "a clone is only %.1f times faster", copy / clone);
 	CHECK(copy / move >= times, "a move is only %.1f times faster", copy / move);
 	peer_end(&peer);
@@ -96,8 +99,8 @@ static void huge_pages(void)
 }
 
 static const struct test_case cases[] = {
-	{ .name = "small pages", .run = small_pages, .level = FULL, .seconds = 240 },
-	{ .name = "huge pages", .run = huge_pages, .level = FULL, .seconds = 240 },
+	{.name = "small pages", .run = small_pages, .level = FULL, .seconds = 240},
+	{.name = "huge pages", .run = huge_pages, .level = FULL, .seconds = 240},
 };
 
 TEST_MAIN(cases)

@@ -26,7 +26,8 @@ static bool disarm(void)
 {
 	char text[16] = "";
 
-	CHECK(read_text("/proc/thread-self/fail-nth", text, sizeof(text)) > 0, "fail-nth: %s", strerror(errno));
+	CHECK(read_text("/proc/thread-self/fail-nth", text, sizeof(text)) > 0, "fail-nth: %s",
+	      strerror(errno));
 	try_write_text("/proc/thread-self/fail-nth", "0");
 	return atoi(text) == 0;
 }
@@ -62,7 +63,8 @@ static void build(void)
 static void intact(const char *when, int n)
 {
 	CHECK(!differing(src, MiB(8), 100), "%s %d: the source has changed", when, n);
-	CHECK(!peer_differing(&peer, dst, MiB(16), 5000), "%s %d: the receiver has changed", when, n);
+	CHECK(!peer_differing(&peer, dst, MiB(16), 5000), "%s %d: the receiver has changed", when,
+	      n);
 	/* Both can still write. */
 	*(volatile long *)(src + MiB(4)) = 100 + MiB(4) / PAGE;
 	peer_put(&peer, dst + MiB(3), 5000 + MiB(3) / PAGE);
@@ -84,7 +86,8 @@ static void each(size_t from, size_t to, unsigned long flags)
 			if (!reached)
 				break;
 			/* It did without. Everything anew for the next one. */
-			CHECK(!peer_differing(&peer, dst + to, SIZE, 100 + from / PAGE), "%d: wrong contents", n);
+			CHECK(!peer_differing(&peer, dst + to, SIZE, 100 + from / PAGE),
+			      "%d: wrong contents", n);
 			munmap(src, MiB(8));
 			PEER(&peer, PEER_SYSCALL, SYS_munmap, (long)dst, (long)MiB(16));
 			build();
@@ -96,7 +99,8 @@ static void each(size_t from, size_t to, unsigned long flags)
 	}
 	diag("%d of %d allocations made the call fail", failed, n - 1);
 	CHECK(failed > 5, "hardly any allocation was made to fail");
-	CHECK(!peer_differing(&peer, dst + to, SIZE, 100 + from / PAGE), "the last call did not work");
+	CHECK(!peer_differing(&peer, dst + to, SIZE, 100 + from / PAGE),
+	      "the last call did not work");
 	peer_end(&peer);
 	swap_remove(swap);
 }
@@ -122,10 +126,10 @@ static void moving_unaligned(void)
 }
 
 static const struct test_case cases[] = {
-	{ .name = "a clone that replaces", .run = replacing, .seconds = 300 },
-	{ .name = "a clone at another offset", .run = replacing_unaligned, .seconds = 300 },
-	{ .name = "a move that replaces", .run = moving, .seconds = 300 },
-	{ .name = "a move to another offset", .run = moving_unaligned, .seconds = 300 },
+	{.name = "a clone that replaces", .run = replacing, .seconds = 300},
+	{.name = "a clone at another offset", .run = replacing_unaligned, .seconds = 300},
+	{.name = "a move that replaces", .run = moving, .seconds = 300},
+	{.name = "a move to another offset", .run = moving_unaligned, .seconds = 300},
 };
 
 TEST_MAIN(cases)
