@@ -39,6 +39,7 @@
 
 #include <pando/pando.h>
 
+#include "allocator/heap.h"
 #include "common/inject.h"
 #include "daemon.h"
 #include "torture_broker_points.h"
@@ -173,8 +174,12 @@ static void *read_on(void *arg)
 {
 	uint64_t state = (uint64_t)(uintptr_t)arg;
 
-	if (pando_reader_register(region) < 0)
-		_exit(73);
+	while (pando_reader_register(region) < 0) {
+		if (CMM_LOAD_SHARED(shared->stop))
+			break;
+		nanosleep(&(struct timespec){.tv_nsec = 1000000},
+			  NULL); /* the broker is being replaced */
+	}
 	(void)pthread_barrier_wait(&together);
 	for (uint64_t n = 0; n < reads_of_each && !CMM_LOAD_SHARED(shared->stop); n += 64) {
 		for (int i = 0; i < 64; i++)
@@ -451,6 +456,40 @@ static void stop_all(void)
 	shared->stop = 0;
 }
 
+/* Whose are the objects that are left, and which cells do they say they were in? */
+static void tell_left(void)
+{
+	struct pando__view v;
+	uint32_t slot;
+
+	if (pando__region_view(region, &v, &slot, NULL) < 0)
+		return;
+	for (uint64_t at = v.first; at < v.end; at += PANDO__GRANULE) {
+		const uint64_t span = v.spans[at / PANDO__SPAN].word;
+		const enum pando__span_state state = PANDO__SPAN_STATE(span);
+		const struct object *o = (const void *)(v.base + at);
+		uint16_t word;
+
+		if (state != PANDO__SPAN_OWNED && state != PANDO__SPAN_ORPHAN &&
+		    state != PANDO__SPAN_SWEEPING) {
+			at |= PANDO__SPAN - PANDO__GRANULE;
+			continue;
+		}
+		word = v.objects[at / PANDO__GRANULE];
+		if (word == PANDO__OBJECT_LIVE || PANDO__OBJECT_IS_SHARED(word))
+			fprintf(stderr,
+				"torture: left at %p: word %04x, holder %x, page %08x, span state "
+				"%d of "
+				"%x, held %u; cell %" PRIu64 ", version %" PRIu64
+				" (it had %" PRIu64 ")%s\n",
+				(const void *)o, word, PANDO__OBJECT_HOLDER(word),
+				v.page_table[at / PANDO__PAGE], state, PANDO__SPAN_OWNER(span),
+				v.spans[at / PANDO__SPAN].held, o->cell, o->version,
+				shared->cell[o->cell % CELLS].version,
+				o->check == check_of(o->cell, o->version) ? "" : ", never whole");
+	}
+}
+
 /* Nothing may be left: not in the cells, not on lists, not in the dead's hands. */
 static void empty(void)
 {
@@ -477,6 +516,7 @@ static void empty(void)
 				"torture: %" PRIu64 " objects, %" PRIu64 " of %" PRIu64
 				" spans free, %" PRIu64 " retired\n",
 				st.objects, st.spans_free, st.spans, rcu.retired);
+			tell_left();
 			CHECK(!"something is left");
 		}
 		daemon_nap(0.05);
