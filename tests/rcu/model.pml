@@ -44,6 +44,7 @@ byte grace = 1;
 byte waiting = 0; /* target that is asked for */
 byte done_up_to = 0;
 bool dead[READERS]; /* the ledger says so */
+bool asleep[WRITERS];
 byte section[READERS]; /* in memory; 0: outside */
 byte killed = 0;
 
@@ -100,6 +101,16 @@ inline membarrier(i) {
 #define OLD(s, target) ((s) != 0 && (s) < (target))
 #endif
 
+/* FUTEX_WAKE: all who sleep now. Who sleeps is woken by nothing else, whatever the word says. */
+inline wake_all() {
+	d_step {
+		asleep[0] = false;
+#if WRITERS > 1
+		asleep[1] = false
+#endif
+	}
+}
+
 byte readers_left = READERS;
 
 inline may_die() {
@@ -134,8 +145,9 @@ proctype reader(byte r) {
 			waiting != 0 && OLD(g, waiting) ->
 			drain_all(r); /* the exchange is a locked instruction */
 			waiting = 0
-			/* The wake-up: who sleeps looks whether the word is still what it was. */
 		}
+			may_die();
+			wake_all()
 		:: atomic { !(waiting != 0 && OLD(g, waiting)) -> g = 0 }
 		fi;
 		g = 0
@@ -145,7 +157,9 @@ die:
 	atomic { drain_all(r); dead[r] = true }
 #ifndef NO_WAKE_BY_BROKER
 	waiting = 0;
+	wake_all();
 #endif
+	skip;
 out:
 	atomic { g = 0; p = 0; readers_left-- }
 }
@@ -159,7 +173,7 @@ inline scan(i, target, blocked) {
 	od
 }
 
-proctype writer() {
+proctype writer(byte me) {
 	byte old, mine, target, asked, i, b, n = 0;
 	bool blocked;
 
@@ -199,7 +213,12 @@ proctype writer() {
 			:: !blocked -> break
 			:: blocked
 			fi;
-			waiting != asked /* sleeps on the word until it is another */
+			/* FUTEX_WAIT: sleeps if the word is still what it was. */
+			if
+			:: atomic { waiting == asked -> asleep[me] = true }
+			:: atomic { waiting != asked -> skip }
+			fi;
+			!asleep[me]
 		od;
 		skip;
 		d_step {
@@ -224,7 +243,7 @@ init {
 		od;
 		k = 0;
 		do
-		:: k < WRITERS -> run writer(); k++
+		:: k < WRITERS -> run writer(k); k++
 		:: else -> break
 		od
 	}
