@@ -312,6 +312,9 @@ static void writer(unsigned int index, uint64_t seed)
 {
 	uint64_t state = seed;
 
+	/* While the broker is being replaced, a forked child knows nothing of objects. */
+	while (!pando_self(region) && !CMM_LOAD_SHARED(shared->stop))
+		nanosleep(&(struct timespec){.tv_nsec = 1000000}, NULL);
 	for (uint64_t k = index; k < CELLS; k += option.writers)
 		recover(k);
 	while (!CMM_LOAD_SHARED(shared->stop)) {
