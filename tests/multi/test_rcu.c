@@ -5,7 +5,7 @@
  */
 #include "harness.h"
 
-#include <sched.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -218,6 +218,74 @@ static int child_reads(struct pando_region *r)
 	return 0;
 }
 
+enum { CROWDS = 40, CROWD = 250 };
+
+static void *sit(void *arg)
+{
+	struct pando_region *r = arg;
+
+	CHECK_OK(pando_read_lock(r));
+	CHECK_OK(pando_read_unlock(r));
+	for (;;)
+		pause();
+	return NULL;
+}
+
+static pid_t start_crowd(struct pando_region *r)
+{
+	const pid_t pid = fork();
+	pthread_attr_t attr;
+
+	CHECK(pid >= 0);
+	if (pid != 0)
+		return pid;
+	pthread_attr_init(&attr);
+	pthread_attr_setstacksize(&attr, 64 << 10);
+	for (int i = 0; i < CROWD; i++) {
+		pthread_t thread;
+
+		CHECK(pthread_create(&thread, &attr, sit, r) == 0);
+	}
+	for (;;)
+		pause();
+}
+
+static void await_readers(struct pando_region *r, uint64_t n)
+{
+	struct pando_rcu_stat st;
+
+	for (int i = 0; i < 6000; i++) {
+		CHECK_OK(pando_rcu_stat(r, &st));
+		if (st.readers == n && st.reading == 0)
+			break;
+		harness_sleep_ms(10);
+	}
+	CHECK_INT(st.readers, n);
+}
+
+/* Ten thousand threads, far more in each process than its slot page has room for; twice. */
+static void test_ten_thousand(struct harness *h)
+{
+	struct pando_region *r = open_region(h, "crowd");
+	pid_t pids[CROWDS];
+
+	for (int round = 0; round < 2; round++) {
+		uint64_t begun;
+
+		for (int i = 0; i < CROWDS; i++)
+			pids[i] = start_crowd(r);
+		await_readers(r, CROWDS * CROWD);
+		begun = harness_now_ns();
+		CHECK_OK(pando_synchronize(r, 20000));
+		printf("  %d readers: a grace period of %.0f us\n", CROWDS * CROWD,
+		       (double)(harness_now_ns() - begun) / 1e3);
+		for (int i = 0; i < CROWDS; i++)
+			end(pids[i]);
+		await_readers(r, 0);
+	}
+	close_region(h, r, "crowd");
+}
+
 /* Forked in a read section: the child is in none, and the parent's is as it was. */
 static void test_fork(struct harness *h)
 {
@@ -284,6 +352,7 @@ int main(int argc, char **argv)
 		{.name = "killed_writer", .run = test_killed_writer},
 		{.name = "killed_broker", .run = test_killed_broker, .flags = HARNESS_BROKER_DIES},
 		{.name = "fork", .run = test_fork},
+		{.name = "ten_thousand", .run = test_ten_thousand, .seconds = 120},
 		{.name = "readonly", .run = test_readonly},
 	};
 

@@ -17,7 +17,8 @@
  * has become unreachable and has not been retired yet is a matter of the application's (retire.c).
  *
  * Options: --seconds N (20), --readers N (3), --writers N (2), --kills-per-second N (20), --seed N,
- * --points (first a life and a death at each point of clients and broker). Pointers are handled with
+ * --points (first a life and a death at each point of clients and broker), --fenced (as if the kernel
+ * had no membarrier()). Pointers are handled with
  * liburcu's operations.
  */
 #define _LGPL_SOURCE
@@ -89,7 +90,7 @@ static struct {
 	double seconds;
 	unsigned int readers, writers, kills_per_second;
 	uint64_t seed;
-	bool points;
+	bool points, fenced;
 } option = {.seconds = 20, .readers = 3, .writers = 2, .kills_per_second = 20, .seed = 1};
 
 static struct pando_region *region;
@@ -644,7 +645,14 @@ static void torture(void)
 		broker_points();
 	}
 	memset(shared->worker, 0, sizeof(shared->worker));
+	if (option.fenced)
+		setenv("PANDO_INJECT", "rcu.membarrier.query=fail", 1);
 	begin(&d, &p);
+	unsetenv("PANDO_INJECT");
+	CHECK(pando_rcu_stat(region, &rcu) == 0);
+#ifdef PANDO_INJECTION
+	CHECK_EQ(rcu.region_mode, option.fenced ? PANDO_RCU_FENCED : PANDO_RCU_MEMBARRIER);
+#endif
 	for (unsigned int i = 0; i < workers(); i++)
 		start(i, "");
 	next = begun = daemon_now();
@@ -684,6 +692,7 @@ int main(int argc, char **argv)
 					      {"kills-per-second", required_argument, NULL, 'k'},
 					      {"seed", required_argument, NULL, 'S'},
 					      {"points", no_argument, NULL, 'p'},
+					      {"fenced", no_argument, NULL, 'f'},
 					      {0}};
 	int c;
 
@@ -706,6 +715,9 @@ int main(int argc, char **argv)
 			break;
 		case 'p':
 			option.points = true;
+			break;
+		case 'f':
+			option.fenced = true;
 			break;
 		default:
 			return 2;
