@@ -278,9 +278,27 @@ static uint64_t add(uint64_t a, uint64_t b)
 	return a > UINT64_MAX - b ? UINT64_MAX : a + b;
 }
 
+/* Also of the dead, whose objects are not free before a grace period is over. */
+static void count_retired(const struct pando__rcu_view *v, struct pando__rcu_count *out)
+{
+	const uint32_t slots = page_count(v, false);
+
+	for (uint32_t i = 0; i < slots; i++) {
+		const struct pando__slot *page = slot_page(v, i);
+
+		if (PANDO__CLIENT_STATE(pando__load_acquire(&entry(v, i)->word)) ==
+		    PANDO__CLIENT_FREE)
+			continue;
+		out->retired = add(out->retired, pando__load_relaxed(&page->retired));
+		out->retired_bytes =
+			add(out->retired_bytes, pando__load_relaxed(&page->retired_bytes));
+	}
+}
+
 void pando__rcu_count(const struct pando__rcu_view *v, struct pando__rcu_count *out)
 {
 	memset(out, 0, sizeof(*out));
+	count_retired(v, out);
 	for (int behind = 0; behind < 2; behind++) {
 		struct pando__reader_at at = {.behind = behind};
 
@@ -292,13 +310,6 @@ void pando__rcu_count(const struct pando__rcu_view *v, struct pando__rcu_count *
 				out->readers += pando__load_relaxed(&of[i].tid) != 0;
 				out->reading += pando__load_relaxed(&of[i].section) != 0;
 			}
-			if (!of || behind)
-				continue;
-			out->retired = add(out->retired,
-					   pando__load_relaxed(&slot_page(v, at.page)->retired));
-			out->retired_bytes =
-				add(out->retired_bytes,
-				    pando__load_relaxed(&slot_page(v, at.page)->retired_bytes));
 		}
 	}
 }

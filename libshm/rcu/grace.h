@@ -102,7 +102,7 @@ uint64_t pando__grace_blockers(const struct pando__rcu_view *v, uint64_t target,
 const struct pando__ledger_client *pando__reader_client(const struct pando__rcu_view *v,
 							const struct pando__reader_at *at);
 
-/* The bytes that living clients have retired and not freed, and the readers they have, counted. */
+/* What clients have retired and is not free, the dead included, and the readers of the living. */
 struct pando__rcu_count {
 	uint64_t retired, retired_bytes;
 	uint64_t readers; /* records that are taken */

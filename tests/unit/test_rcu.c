@@ -405,6 +405,7 @@ static void *shared_object(struct pando_region *r, size_t size)
 static void test_retire(void **state)
 {
 	struct world *w = *state;
+	struct pando__ledger_client *e = pando__ledger_client(w->heap.ledger, 0);
 	struct pando_rcu_stat st;
 	struct reader old;
 	void *p[3];
@@ -425,6 +426,11 @@ static void test_retire(void **state)
 	assert_int_equal(st.retired, 3);
 	assert_true(st.retired_bytes >= 100200 && st.retired_bytes < 120000);
 	assert_int_equal(st.own_retired, 0);
+	/* Of the dead, too: they are not free yet. */
+	e->word = PANDO__CLIENT_WORD(1, PANDO__CLIENT_REAPING);
+	assert_int_equal(pando_rcu_stat(&w->b, &st), 0);
+	assert_int_equal(st.retired, 3);
+	e->word = PANDO__CLIENT_WORD(1, PANDO__CLIENT_LIVE);
 	assert_int_equal(pando_reclaim(&w->a), 3);
 	reader_end(&old);
 	assert_int_equal(pando_reclaim(&w->a), 0);
