@@ -125,8 +125,11 @@ int pando__membarrier(const struct pando__rcu_view *v)
 
 void pando__grace_format(struct pando__rcu *rcu)
 {
-	/* Not 0, so that `done` of a new region says that nothing is over. */
-	pando__store_release(&rcu->grace, PANDO__GRACE_STEP | PANDO__SECTION_ONE);
+	const uint64_t first = PANDO__GRACE_STEP | PANDO__SECTION_ONE;
+
+	/* The one that nobody has begun is over: there is nothing to look after yet. */
+	pando__store_relaxed(&rcu->done, first);
+	pando__store_release(&rcu->grace, first);
 }
 
 int pando__grace_begin(const struct pando__rcu_view *v, uint64_t *target)
