@@ -382,8 +382,8 @@ static void graced(struct region_heap *h)
 
 /*
  * What is begun next. Slots that only have to be looked at are free after that, so they do not wait
- * for all of the dead; and while clients go on dying, the rest gets its turn after some of them, and
- * they get theirs one after the other.
+ * for all of the dead; grace periods take turns with reapings; and while clients go on dying, the rest
+ * gets its turn after some of them, and they get theirs one after the other.
  */
 void heap_continue(struct region *r)
 {
@@ -401,7 +401,8 @@ void heap_continue(struct region *r)
 	} else if (h->look && (!dead || h->unlooked >= LOOK_AFTER) && any_bit(h->waiting, &slot)) {
 		h->unlooked = 0;
 		start(r, HEAP_LOOK);
-	} else if (!h->grace_waits && any_bit(h->retired, &slot)) {
+	} else if (!h->grace_waits && (!dead || h->doing != HEAP_GRACE) &&
+		   any_bit(h->retired, &slot)) {
 		start_grace(r);
 	} else if (h->reaped < REAPED_MOST && next_bit(h->dead, h->slot + 1, &slot)) {
 		h->reaped++;
