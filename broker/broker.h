@@ -43,6 +43,7 @@
 #include "common/fail.h"
 #include "common/layout.h"
 #include "protocol/protocol.h"
+#include "rcu/grace.h"
 
 #include "access.h"
 #include "config.h"
@@ -126,7 +127,15 @@ struct job {
 	uint64_t outside[32]; /* for whoever runs jobs */
 };
 
-enum heap_work { HEAP_RECOVER, HEAP_REAP, HEAP_LOOK, HEAP_SWEEP, HEAP_SHRINK, HEAP_SETTLE };
+enum heap_work {
+	HEAP_RECOVER,
+	HEAP_GRACE,
+	HEAP_REAP,
+	HEAP_LOOK,
+	HEAP_SWEEP,
+	HEAP_SHRINK,
+	HEAP_SETTLE
+};
 
 #define HEAP_SLOT_WORDS ((PANDO__HEAP_CLIENTS + 63) / 64)
 #define HEAP_TICKS 16u /* a heap is swept with every so many ticks, whatever it says */
@@ -148,7 +157,8 @@ struct region_heap {
 	unsigned int unlooked; /* reaped since `waiting` was looked at */
 	uint64_t begun_ns;
 	struct pando__reclaimed reclaimed; /* W */
-	uint32_t reaping; /* REAPING entries: those in `dead` and those in `waiting` */
+	/* REAPING entries: those in `retired`, those in `dead` and those in `waiting` */
+	uint32_t reaping;
 	bool recover, sweep, look, settle; /* to be done */
 	/* SHRINK: wanted size (W), that it was done for whoever waits, and how it went. */
 	uint64_t size;
@@ -158,7 +168,12 @@ struct region_heap {
 	bool failed; /* the last job did: nothing more until the next tick */
 	unsigned int failures;
 	uint32_t ticks;
+	struct pando__grace_scan grace; /* W: target 0: no grace period has been begun */
+	bool grace_over; /* W */
+	bool grace_waits; /* readers were in the way: not again until the next tick */
 	/* Bitmaps of slots. */
+	uint64_t retired[HEAP_SLOT_WORDS]; /* dead, to be reaped after a grace period */
+	uint64_t graced[HEAP_SLOT_WORDS]; /* of these, those that the one under way is for */
 	uint64_t dead[HEAP_SLOT_WORDS]; /* to be reaped; the page is as they left it */
 	uint64_t waiting
 		[HEAP_SLOT_WORDS]; /* W: reaped, but named by a transfer when last looked at */
@@ -179,6 +194,8 @@ struct region {
 	uint32_t users; /* attachments with a slot */
 	uint32_t holds; /* those that are released */
 	struct region_heap heap;
+	struct pando__rcu_view rcu; /* slots NULL: not mapped yet */
+	struct rcu_watch *watch; /* rcu.c; NULL: nobody has waited yet */
 	struct job job; /* what is being done to it, if `working` */
 	bool working;
 	bool placed; /* it has its range of the window */
@@ -406,6 +423,24 @@ int heap_reach(const struct region *r, uint64_t size);
 void heap_grown(struct region *r);
 void heap_work(struct job *job);
 void heap_done(struct job *job);
+
+/* rcu.c: readers, and who waits for them. */
+#define RCU_STALLED_NS 1000000000ull
+/* Memory for the RCU part of a new region's slots. 0 or a negative errno with a sentence. */
+int rcu_make(struct region *r);
+/* Maps it, and unmaps all. As above. */
+int rcu_open(struct region *r);
+void rcu_close(struct region *r);
+/* Maps all slots, for r->rcu.slots. False: there is no room. */
+bool rcu_view(struct region *r);
+/* True if the client of this slot, which is gone, had retired objects: a grace period must pass. */
+bool rcu_retired(struct region *r, uint32_t slot);
+/* An entry has become REAPING: who waits for readers looks again. */
+void rcu_died(struct region *r);
+/* Takes back the pages of readers that this slot's client had. */
+void rcu_clear(struct region *r, uint32_t slot);
+/* Called each second. */
+void rcu_tick(struct broker *b);
 
 /* takeup.c: after a restart. */
 struct takeup_client {

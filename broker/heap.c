@@ -8,6 +8,8 @@
  * their own: one for each region at a time, beside the job that the region may have.
  *
  *	recover		after a restart, before anything else: hints that the dead broker had taken
+ *	grace		before a client is reaped that had retired objects (libshm/rcu/retire.c): a
+ *			grace period, so that no reader has them any more
  *	reap		a client that died or detached: its entry is REAPING and its slot page as it
  *			left it, until the job is done; then the page is zeroed
  *	look		is a slot whose page is zeroed named by a transfer under way? If not, its
@@ -36,6 +38,7 @@
 #include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 
 #include "common/atomic.h"
 #include "common/inject.h"
@@ -48,6 +51,8 @@
 #define RESERVE_MOST 4096u /* spans that a sweep gives back at most: 1 GiB */
 #define REAPED_MOST 32u /* clients in a row, while something else is to be done */
 #define LOOK_AFTER 8u /* clients that are reaped: a look goes through all intents of all clients */
+#define GRACE_NAP_NS 1000000 /* between two looks at the readers in the way, */
+#define GRACE_NAPS 4 /* so often; then with the next tick */
 #define WORD_BITS 64u
 
 /* --- memory that may not be there --- */
@@ -193,7 +198,7 @@ void heap_release(struct region *r, uint32_t slot, bool readonly)
 		return;
 	}
 	ledger_begin_reap(r, slot);
-	set_bit(h->dead, slot);
+	set_bit(rcu_retired(r, slot) ? h->retired : h->dead, slot);
 	h->reaping++;
 	heap_continue(r);
 }
@@ -216,6 +221,10 @@ void heap_drop(struct region *r)
 	struct region_heap *h = &r->heap;
 	uint32_t slot;
 
+	for (uint32_t w = 0; w < HEAP_SLOT_WORDS; w++) {
+		h->dead[w] |= h->retired[w];
+		h->retired[w] = h->graced[w] = 0;
+	}
 	while (any_bit(h->dead, &slot)) {
 		clear_bit(h->dead, slot);
 		ledger_clear_slot(r, slot);
@@ -233,6 +242,29 @@ static void recover(void *arg)
 
 	pando__spans_settle(&h->view);
 	(void)pando__heap_recover(&h->view, &h->reclaimed);
+}
+
+/* Readers are in their sections for microseconds, if they are not stalled. */
+static void grace(void *arg)
+{
+	struct region_heap *h = arg;
+	const struct pando__rcu_view *v = &h->job.region->rcu;
+	const struct timespec nap = {.tv_nsec = GRACE_NAP_NS};
+
+	h->grace_over = false;
+	if (!v->slots || (!h->grace.target && pando__grace_begin(v, &h->grace.target) < 0)) {
+		h->grace.target = 0; /* the next tick tries again */
+		return;
+	}
+	PANDO_INJECT("rcu.reap.grace");
+	for (int i = 0; i < GRACE_NAPS && !h->grace_over; i++) {
+		h->grace_over = pando__grace_over(v, &h->grace);
+		if (!h->grace_over)
+			(void)nanosleep(&nap, NULL);
+	}
+	PANDO_INJECT("rcu.reap.over");
+	if (h->grace_over)
+		pando__grace_done(v, h->grace.target);
 }
 
 static void reap(void *arg)
@@ -295,8 +327,9 @@ static void settle(void *arg)
 void heap_work(struct job *job)
 {
 	static void (*const work[])(void *arg) = {
-		[HEAP_RECOVER] = recover, [HEAP_REAP] = reap,	  [HEAP_LOOK] = look,
-		[HEAP_SWEEP] = sweep,	  [HEAP_SHRINK] = shrink, [HEAP_SETTLE] = settle,
+		[HEAP_RECOVER] = recover, [HEAP_GRACE] = grace, [HEAP_REAP] = reap,
+		[HEAP_LOOK] = look,	  [HEAP_SWEEP] = sweep, [HEAP_SHRINK] = shrink,
+		[HEAP_SETTLE] = settle,
 	};
 	struct region_heap *h = &job->region->heap;
 
@@ -324,10 +357,33 @@ static void start(struct region *r, enum heap_work doing)
 	r->broker->ops->submit(r->broker, &h->job);
 }
 
+/* A grace period for all that are waiting for one now, or more of the one under way. */
+static void start_grace(struct region *r)
+{
+	struct region_heap *h = &r->heap;
+
+	if (!h->grace.target)
+		memcpy(h->graced, h->retired, sizeof(h->graced));
+	start(r, HEAP_GRACE);
+}
+
+static void graced(struct region_heap *h)
+{
+	h->grace_waits = !h->grace_over;
+	if (!h->grace_over)
+		return;
+	for (uint32_t w = 0; w < HEAP_SLOT_WORDS; w++) {
+		h->dead[w] |= h->graced[w];
+		h->retired[w] &= ~h->graced[w];
+		h->graced[w] = 0;
+	}
+	memset(&h->grace, 0, sizeof(h->grace));
+}
+
 /*
  * What is begun next. Slots that only have to be looked at are free after that, so they do not wait
- * for all of the dead; and while clients go on dying, the rest gets its turn after some of them, and
- * they get theirs one after the other.
+ * for all of the dead; grace periods take turns with reapings; and while clients go on dying, the rest
+ * gets its turn after some of them, and they get theirs one after the other.
  */
 void heap_continue(struct region *r)
 {
@@ -345,6 +401,9 @@ void heap_continue(struct region *r)
 	} else if (h->look && (!dead || h->unlooked >= LOOK_AFTER) && any_bit(h->waiting, &slot)) {
 		h->unlooked = 0;
 		start(r, HEAP_LOOK);
+	} else if (!h->grace_waits && (!dead || h->doing != HEAP_GRACE) &&
+		   any_bit(h->retired, &slot)) {
+		start_grace(r);
 	} else if (h->reaped < REAPED_MOST && next_bit(h->dead, h->slot + 1, &slot)) {
 		h->reaped++;
 		h->unlooked++;
@@ -430,6 +489,9 @@ void heap_done(struct job *job)
 		case HEAP_RECOVER:
 			h->recover = false;
 			break;
+		case HEAP_GRACE:
+			graced(h);
+			break;
 		case HEAP_REAP:
 			reaped(r);
 			break;
@@ -490,6 +552,7 @@ void heap_tick(struct broker *b)
 			w.sweep = true;
 		h->sweep |= w.sweep;
 		h->look = true;
+		h->grace_waits = false;
 		/* What failed may have taken hints with it. */
 		h->recover |= h->failed;
 		h->failed = false;

@@ -46,6 +46,7 @@ void ledger_format(struct region *r)
 	memcpy(l->name, r->record.name, sizeof(l->name));
 	l->committed = r->record.committed;
 	l->flags = r->record.flags & PANDO_HEAP;
+	l->rcu_mode = pando__membarrier_mode();
 	/* Killed before this: nobody has seen the file, and it goes with the broker. */
 	pando__store_release(&l->magic, PANDO__LEDGER_MAGIC);
 }
@@ -155,13 +156,17 @@ int ledger_take(struct region *r, const struct client *c, bool readonly, uint32_
 	return 0;
 }
 
-/* Writes zeroes over a slot's page: its memory stays allocated. */
+/*
+ * Writes zeroes over a slot's page: its memory stays allocated. Pages of readers go first, since only
+ * this tells a successor that there may be some.
+ */
 void ledger_clear_slot(struct region *r, uint32_t slot)
 {
 	static const char zeroes[PANDO__SLOT_SIZE];
 	off_t at = (off_t)slot * PANDO__SLOT_SIZE;
 	size_t done = 0;
 
+	rcu_clear(r, slot);
 	while (done < sizeof(zeroes)) {
 		ssize_t n =
 			pwrite(r->slots_fd, zeroes + done, sizeof(zeroes) - done, at + (off_t)done);
@@ -184,6 +189,7 @@ void ledger_begin_reap(struct region *r, uint32_t slot)
 	pando__store_seq_cst(&e->word, PANDO__CLIENT_WORD(PANDO__CLIENT_GENERATION(e->word),
 							  PANDO__CLIENT_REAPING));
 	PANDO_INJECT("broker.reap.reaping");
+	rcu_died(r);
 	/* Killed from here to the last store: REAPING, and the successor reaps it again. */
 }
 

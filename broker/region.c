@@ -66,6 +66,7 @@ void region_free(struct region *r)
 		window_release(&b->window, r->record.base);
 	quota_discharge(&b->quota, r->record.uid, r->charged, 1, 0);
 	heap_unmap(r);
+	rcu_close(r);
 	if (r->ledger)
 		munmap(r->ledger, PANDO__LEDGER_SIZE);
 	close_fd(r->ledger_fd);
@@ -103,6 +104,8 @@ int region_make_files(struct region *r)
 	if (rc == 0)
 		rc = pando__file_create(r->record.name, 0, PANDO__SLOTS_SIZE, &r->slots_fd);
 	if (rc == 0)
+		rc = rcu_make(r);
+	if (rc == 0)
 		rc = r->backend->create(r->record.name, r->record.base, r->record.max_size,
 					&r->heap_fd);
 	if (rc == 0)
@@ -129,7 +132,7 @@ int region_open_files(struct region *r)
 		return pando__fail(errno, "cannot map the ledger of region \"%s\": %s",
 				   r->record.name, strerror(errno));
 	r->ledger = at;
-	return 0;
+	return rcu_open(r);
 }
 
 bool region_lazy(const struct region *r)

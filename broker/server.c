@@ -93,6 +93,7 @@ static void on_heap_timer(uv_timer_t *timer)
 	struct server *s = timer->data;
 
 	heap_tick(&s->broker);
+	rcu_tick(&s->broker);
 	server_bury(s);
 }
 

@@ -46,6 +46,7 @@
 #include "allocator/front.h"
 #include "common/layout.h"
 #include "protocol/protocol.h"
+#include "rcu/reader.h"
 
 #define PANDO__TIMEOUT_MS 10000 /* for an answer; $PANDO_TIMEOUT overrides it */
 #define PANDO__COMMIT_RATE 64 /* bytes a microsecond that a busy machine commits at least */
@@ -101,6 +102,7 @@ struct pando {
 
 struct pando_region {
 	struct pando__gate gate; /* heap.c; first, where the heap's fast paths look */
+	struct pando__rcu_gate rcu; /* rcu/reader.c; next, where the readers' look */
 	struct pando *p;
 	struct pando_region *next; /* under p->lock */
 	unsigned int opens; /* under p->lock */

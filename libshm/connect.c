@@ -262,8 +262,10 @@ int pando_connect(struct pando **out, const char *broker)
 static void leave(struct pando *p)
 {
 	pthread_mutex_lock(&p->lock);
-	for (struct pando_region *r = p->regions; r; r = r->next)
+	for (struct pando_region *r = p->regions; r; r = r->next) {
+		pando__rcu_gate_close(&r->rcu);
 		pando__region_heap_close(r);
+	}
 	pando__hang_up(p);
 	p->standing = PANDO__GONE;
 	pthread_mutex_unlock(&p->lock);

@@ -90,6 +90,7 @@ static void forked(struct pando *p)
 	for (struct pando_region *r = p->regions; r; r = r->next) {
 		disown_slot(r);
 		pando__region_heap_forked(r);
+		pando__rcu_gate_forked(&r->rcu);
 	}
 	if (!p->live) /* a thread was about to get it, or be rid of it: it is nobody's here */
 		p->standing = PANDO__GONE;

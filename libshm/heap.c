@@ -24,6 +24,7 @@
 #include "common/inject.h"
 
 static_assert(offsetof(struct pando_region, gate) == 0, "the heap's fast paths look there");
+static_assert(offsetof(struct pando_region, rcu) == PANDO__RCU_GATE_AT, "the readers' look there");
 
 /* Sees to it that a forked child has a slot. Turn held; rc: what pando__begin() said. */
 static int await_slot(struct pando_region *r, int rc)
@@ -103,6 +104,28 @@ int pando__region_view(struct pando_region *r, struct pando__view *v, uint32_t *
 	if (slots)
 		*slots = r->slots;
 	return pando__view_init(v, (char *)(uintptr_t)r->base, r->ledger);
+}
+
+int pando__region_rcu_place(struct pando_region *r, struct pando__rcu_place *place,
+			    bool slot_needed)
+{
+	int rc = 0;
+
+	pando__check_mark(r->p);
+	if (slot_needed) {
+		rc = await_slot(r, pando__begin(r->p));
+		pando__end(r->p);
+	}
+	pthread_mutex_lock(&r->p->lock);
+	*place = (struct pando__rcu_place){
+		.ledger = r->ledger,
+		.slots = r->slots,
+		.slot = r->slot,
+		.generation = r->generation,
+		.readonly = r->readonly,
+	};
+	pthread_mutex_unlock(&r->p->lock);
+	return rc;
 }
 
 void pando__region_heap_close(struct pando_region *r)

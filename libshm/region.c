@@ -170,6 +170,18 @@ static int map_table(const char *what, int fd, size_t size, void **out)
 	return 0;
 }
 
+/* All may write the RCU part of the slots; this process's readers heed others' membarrier(). */
+static int share_rcu(struct pando_region *r)
+{
+	/* Where it is refused, the readers of this process have fences. */
+	(void)pando__membarrier_register();
+	if (mprotect(r->slots + PANDO__RCU_OFFSET, sizeof(struct pando__rcu),
+		     PROT_READ | PROT_WRITE) < 0)
+		return pando__fail(errno, "cannot map the RCU part of region \"%s\": %s", r->name,
+				   strerror(errno));
+	return 0;
+}
+
 /* Maps the three files that came with *opened. Under lock. On failure the caller unmaps. */
 static int map_all(struct pando *p, struct pando_region *r, const struct pando__msg_opened *opened)
 {
@@ -197,6 +209,9 @@ static int map_all(struct pando *p, struct pando_region *r, const struct pando__
 		return rc;
 	r->slots = at;
 	r->slots_size = opened->slots_size;
+	rc = share_rcu(r);
+	if (rc < 0)
+		return rc;
 	if (!ledger_sound(r->ledger, opened))
 		return pando__fail(EPROTO,
 				   "the ledger of region \"%s\" is not one of format version %u",
@@ -254,6 +269,7 @@ static int adopt(struct pando *p, const char *name, const struct pando__msg_open
 		r->readonly = opened->readonly;
 		r->membership = PANDO__ATTACHED;
 		r->slot = PANDO__NO_SLOT;
+		pando__rcu_gate_init(&r->rcu);
 		strcpy(r->name, name);
 		rc = pando__region_by_id(p, r->id)
 			     ? pando__fail(EPROTO, "the broker gave region \"%s\" a second time",
@@ -438,6 +454,7 @@ static int close_last(struct pando *p, struct pando_region *r, int connected)
 		at = &(*at)->next;
 	*at = r->next;
 	known = r->membership == PANDO__ATTACHED || r->membership == PANDO__ASKED;
+	pando__rcu_gate_close(&r->rcu);
 	pando__region_heap_close(r);
 	unmap(r);
 	pthread_mutex_unlock(&p->lock);

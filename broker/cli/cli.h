@@ -107,5 +107,7 @@ bool cli_colours(FILE *stream);
 struct cli_table;
 struct cli_table *cli_region_table(void);
 void cli_region_line(struct cli_table *t, const struct pando_region_info *info);
+/* readers.c: prints and frees the region's table, with what its readers do. Returns a status. */
+int cli_stat_print(struct pando *p, const struct pando_region_info *info, struct cli_table *region);
 
 #endif

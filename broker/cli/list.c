@@ -173,21 +173,28 @@ static int run_stat(int argc, char **argv)
 	if (rc != CLI_OK)
 		return rc;
 	rc = pando_region_lookup(p, argv[optind], &info);
-	if (rc < 0)
+	if (rc < 0) {
 		rc = cli_fail_last(rc);
+	} else {
+		t = cli_table_new("regions", stat_columns, R_COLUMNS);
+		cli_region_line(t, &info);
+		rc = cli_stat_print(p, &info, t);
+	}
 	pando_disconnect(p);
-	if (rc != CLI_OK)
-		return rc;
-	t = cli_table_new("regions", stat_columns, R_COLUMNS);
-	cli_region_line(t, &info);
-	return cli_table_print(t, true);
+	return rc;
 }
 
 const struct cli_verb cli_stat = {
 	.name = "stat",
 	.args = "NAME",
 	.summary = "show everything about one region",
-	.help = "Shows all that the broker knows of one region.\n",
+	.help = "Shows all that the broker knows of one region; and, where it may be attached to, "
+		"how "
+		"many threads\n"
+		"read in it (READING: are in a read section), how many objects have been retired "
+		"and "
+		"wait for them,\n"
+		"and which of them have kept others waiting for more than a second.\n",
 	.run = run_stat,
 };
 

@@ -17,7 +17,7 @@ struct crowd {
 
 static size_t touched(void)
 {
-	return debug_kernel() ? MiB(128) : GiB(1);
+	return debug_kernel() ? MiB(64) : GiB(1);
 }
 
 static long tables_kb(void)

@@ -11,7 +11,7 @@ static struct region r;
  * compact and room to move to. */
 static void fragment(void)
 {
-	size_t i, size = MiB(256);
+	size_t i, size = debug_kernel() ? MiB(64) : MiB(256);
 	char *p = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
 	CHECK(p != MAP_FAILED, "no memory");

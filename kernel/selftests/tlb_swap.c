@@ -58,7 +58,7 @@ static void by_reclaim(void)
 	pid = pinned_start(p, base);
 	cgroup_leave();
 	for (i = 0; i < rounds; i++) {
-		try_write_text("/sys/fs/cgroup/selftest-tlb/memory.reclaim", "8M");
+		try_write_text("/sys/fs/cgroup/selftest-tlb/memory.reclaim", "512K");
 		pinned_turn(p);
 	}
 	out = vmstat("pswpout") - out;

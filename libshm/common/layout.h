@@ -6,7 +6,8 @@
  *
  *	file	who writes		mapped by clients	content
  *	ledger	the broker alone	read-only		identity, geometry, client table
- *	slots	each client its page	own page writable	what a client says of itself
+ *	slots	each client its page	own page writable	what a client says of itself; and,
+ *		and all its RCU part	and the RCU part	behind the pages, the region's RCU part
  *	heap	clients			writable or read-only	the user's memory, at one address everywhere
  *
  * The broker relies on the ledger, since nobody else can write it, and on nothing in slots or heap.
@@ -32,7 +33,7 @@
 
 #define PANDO__LEDGER_MAGIC 0x72656764656c6f70ull /* "poledger", little endian */
 #define PANDO__SLOT_MAGIC 0x746f6c736f646e61ull /* "andoslot" */
-#define PANDO__LAYOUT_VERSION 1u
+#define PANDO__LAYOUT_VERSION 2u
 
 #define PANDO__GIB (1ull << 30)
 #define PANDO__WINDOW_BASE 0x200000000000ull /* default; outside of what ASLR and sanitizers use */
@@ -41,6 +42,10 @@
 #define PANDO__MAX_CLIENTS 65536u
 #define PANDO__SLOT_SIZE 4096u
 #define PANDO__LEDGER_HEADER 4096u
+#define PANDO__SLOT_READERS 39u /* threads that read, in a client's own page */
+/* Pages for the readers of clients with more threads; each takes as many as it needs. */
+#define PANDO__READER_PAGES 1024u
+#define PANDO__STALLED 16u
 
 /* State of a client-table entry: low 8 bits of its word; the rest is the generation. */
 enum pando__client_state {
@@ -105,8 +110,46 @@ struct pando__ledger {
 	uint32_t clients_high;
 	uint32_t clients_live; /* a hint for statistics; recounted by a restarted broker */
 	uint32_t flags; /* PANDO_HEAP: the heap's spans have memory only while somebody owns them */
-	uint8_t reserved[PANDO__LEDGER_HEADER - 156];
+	/* enum pando__rcu_mode; what all clients go by */
+	uint32_t rcu_mode;
+	/*
+	 * Readers that keep a grace period waiting, as the broker has seen them last; the longest
+	 * first. Changes online, for display alone: a reader may meet an entry in the middle of a
+	 * change.
+	 */
+	uint64_t rcu_stalled_count; /* all of them; the first PANDO__STALLED are in the table */
+	struct pando__stalled {
+		uint64_t since_ns; /* CLOCK_BOOTTIME when it was first seen to do so */
+		int32_t pid;
+		uint32_t tid; /* as the reader says */
+	} rcu_stalled[PANDO__STALLED];
+	uint8_t reserved[PANDO__LEDGER_HEADER - 168 - PANDO__STALLED * 16];
 };
+
+/* How readers and writers of a region order their steps: see libshm/rcu/grace.c. */
+enum pando__rcu_mode {
+	PANDO__RCU_MEMBARRIER = 0, /* readers have no fence, writers call membarrier() */
+	PANDO__RCU_FENCED = 1 /* the kernel has no membarrier(): readers have fences */
+};
+
+/*
+ * What one thread says of its reading. Written by that thread; a line of its own. In a page of its
+ * client, so all zero when it is not in use.
+ */
+struct pando__reader {
+	/*
+	 * 0 outside of read sections. Inside: the grace counter as it was when the outermost one
+	 * began, and in the lowest 16 bits how many are open. Stored by plain stores; the release
+	 * store of 0 pairs with the acquire load of who waits for readers.
+	 */
+	uint64_t section;
+	uint32_t tid; /* for people */
+	uint32_t reserved0;
+	uint64_t reserved[6];
+};
+#define PANDO__SECTION_ONE 0x1ull
+#define PANDO__SECTION_DEPTH 0xffffull
+#define PANDO__GRACE_STEP 0x10000ull
 
 /*
  * One page of the slots file. Written by the client whose entry in the client table has this index
@@ -119,12 +162,58 @@ struct pando__slot {
 	/* whose claim this is: a forked child finds its parent's here and knows */
 	uint64_t client_id;
 	uint64_t generation; /* of the entry */
-	uint8_t reserved[PANDO__SLOT_SIZE - 32];
+	/* Readers from here on were never used. Grows only, with release, before that one is used. */
+	uint32_t readers_high;
+	uint32_t reserved1;
+	/*
+	 * Objects that this client has retired and not freed yet, and their bytes: counted before an
+	 * object becomes the client's, and until it has been freed. Not 0: whoever reaps the client
+	 * waits for a grace period first.
+	 */
+	uint64_t retired, retired_bytes;
+	uint64_t reserved2;
+	struct pando__reader readers[PANDO__SLOT_READERS];
+	uint8_t intents[PANDO__SLOT_SIZE - 64 - PANDO__SLOT_READERS * 64]; /* allocator/layout.h */
 };
+
+/*
+ * Behind the slot pages, three pages that all clients can write, and the pages with further readers:
+ * the RCU part of the slots file. The broker believes nothing there.
+ */
+struct pando__rcu {
+	/*
+	 * The grace counter: plus PANDO__GRACE_STEP when a grace period begins; the lowest 16 bits
+	 * are PANDO__SECTION_ONE always, so that a reader can store what it has loaded. Never smaller.
+	 */
+	uint64_t grace;
+	/* The grace counter that somebody sleeps for, on the lower half of this word; 0: nobody. */
+	uint64_t waiting;
+	uint64_t reserved0[6];
+	/* Grace periods up to this value of the counter are over. Never smaller. */
+	uint64_t done;
+	uint64_t reserved1[7];
+	/* Hint: the sum of all clients' retired_bytes. Counted anew when it seems to be too much. */
+	uint64_t retired_bytes;
+	/* Bytes that all clients together may have retired and not freed; 0: the default. */
+	uint64_t retired_limit;
+	uint64_t reserved2[6];
+	/* Pages of readers from here on were never taken. Grows only, before that page is taken. */
+	uint32_t pages_high;
+	uint32_t reserved3;
+	uint64_t reserved4[PANDO__SLOT_SIZE / 8 - 25];
+	/*
+	 * Who has a page of readers: slot + 1 | generation << 24; 0: nobody. Taken by CAS from 0;
+	 * set to 0 by the broker, after the page has been zeroed, when the client is gone.
+	 */
+	uint64_t page_owner[PANDO__READER_PAGES];
+};
+#define PANDO__PAGE_READERS (PANDO__SLOT_SIZE / sizeof(struct pando__reader))
 
 #define PANDO__LEDGER_SIZE                                                                         \
 	(PANDO__LEDGER_HEADER + (size_t)PANDO__MAX_CLIENTS * sizeof(struct pando__ledger_client))
-#define PANDO__SLOTS_SIZE ((size_t)PANDO__MAX_CLIENTS * PANDO__SLOT_SIZE)
+#define PANDO__RCU_OFFSET ((size_t)PANDO__MAX_CLIENTS * PANDO__SLOT_SIZE)
+#define PANDO__READERS_OFFSET (PANDO__RCU_OFFSET + sizeof(struct pando__rcu))
+#define PANDO__SLOTS_SIZE (PANDO__READERS_OFFSET + (size_t)PANDO__READER_PAGES * PANDO__SLOT_SIZE)
 
 static_assert(sizeof(struct pando__ledger_client) == 64, "one cache line");
 static_assert(offsetof(struct pando__ledger_client, pid) == 32, "layout");
@@ -134,7 +223,15 @@ static_assert(offsetof(struct pando__ledger, backend) == 48, "layout");
 static_assert(offsetof(struct pando__ledger, name) == 64, "layout");
 static_assert(offsetof(struct pando__ledger, committed) == 128, "layout");
 static_assert(offsetof(struct pando__ledger, changes) == 136, "layout");
+static_assert(offsetof(struct pando__ledger, rcu_stalled) == 168, "layout");
+static_assert(sizeof(struct pando__reader) == 64, "one cache line");
 static_assert(sizeof(struct pando__slot) == PANDO__SLOT_SIZE, "one page");
+static_assert(offsetof(struct pando__slot, readers) == 64, "layout");
+static_assert(offsetof(struct pando__slot, intents) == 2560, "where allocator/layout.h has them");
+static_assert(offsetof(struct pando__rcu, done) == 64, "layout");
+static_assert(offsetof(struct pando__rcu, pages_high) == 192, "layout");
+static_assert(offsetof(struct pando__rcu, page_owner) == PANDO__SLOT_SIZE, "one page");
+static_assert(sizeof(struct pando__rcu) % PANDO__SLOT_SIZE == 0, "whole pages");
 
 static inline struct pando__ledger_client *pando__ledger_client(struct pando__ledger *l,
 								uint32_t index)

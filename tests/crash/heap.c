@@ -44,7 +44,7 @@
  */
 #define WAIT_LIMIT_NS 100000000u
 #define LATE_NS 30000000u
-#define PATIENCE_S 30.0
+#define PATIENCE_S 30.0 /* with each worker and each slot */
 
 struct shadow *shadow;
 
@@ -173,10 +173,9 @@ static bool alive(const struct worker_book *b)
 
 static void await_ready(void)
 {
-	const double end = daemon_now() + PATIENCE_S;
-
 	for (unsigned int i = 0; i < shadow->workers; i++) {
 		const struct worker_book *b = &shadow->worker[i];
+		const double end = daemon_now() + PATIENCE_S;
 
 		while (pando__load_acquire(&b->pid) == 0 ||
 		       (alive(b) && !pando__load_acquire(&b->ready))) {
@@ -201,9 +200,10 @@ static bool is_frozen(const struct worker_book *b, uint32_t freeze)
 static void freeze(void)
 {
 	const uint32_t number = pando__add_acq_rel(&shadow->freeze, 1) + 1;
-	const double end = daemon_now() + PATIENCE_S;
 
-	for (unsigned int i = 0; i < shadow->workers; i++)
+	for (unsigned int i = 0; i < shadow->workers; i++) {
+		const double end = daemon_now() + PATIENCE_S;
+
 		while (alive(&shadow->worker[i]) &&
 		       (shadow->worker[i].killed || !is_frozen(&shadow->worker[i], number))) {
 			if (daemon_now() > end) {
@@ -215,6 +215,7 @@ static void freeze(void)
 			}
 			nap(50e-6);
 		}
+	}
 }
 
 static bool is_living_slot(uint32_t slot)
@@ -235,10 +236,11 @@ static void await_reaping(void)
 	for (uint32_t s = 0; s < pando__load_acquire(&view.ledger->clients_high); s++) {
 		const struct pando__ledger_client *e =
 			pando__ledger_client((struct pando__ledger *)(uintptr_t)view.ledger, s);
+		const double end = daemon_now() + PATIENCE_S;
 
 		while (!is_living_slot(s) &&
 		       PANDO__CLIENT_STATE(pando__load_acquire(&e->word)) != PANDO__CLIENT_FREE) {
-			if (daemon_now() > begin + PATIENCE_S) {
+			if (daemon_now() > end) {
 				printf("  slot %u, pid %d: state %d\n", s, e->pid,
 				       (int)PANDO__CLIENT_STATE(e->word));
 				CHECK(!"the dead are reaped");

@@ -264,6 +264,7 @@ lib = ctypes.CDLL(sys.argv[1])
 p, r = ctypes.c_void_p(), ctypes.c_void_p()
 assert lib.pando_connect(ctypes.byref(p), None) == 0
 assert lib.pando_region_open_sized(p, b"held", 0, None, ctypes.c_size_t(0), ctypes.byref(r)) == 0
+assert lib.pando_read_lock(r) == 0
 print("ready", flush=True)
 time.sleep(60)
 PY
@@ -273,6 +274,20 @@ PY
 	expect 0 "^ *$holder +python3" "$p" clients
 	json '[(c["pid"], c["regions"], c["uid"]) for c in d["clients"]]' "[($holder, 1, $(id -u))]" "$p" clients held --json
 	json 'd["regions"][0]["clients"]' 1 "$p" stat held --json
+	json '[(r["mode"], r["readers"], r["reading"], r["retired_bytes"]) for r in d["rcu"]]' \
+		"[('membarrier', 1, 1, 0)]" "$p" stat held --json
+	expect 0 'membarrier' "$p" stat held
+	python3 - "$PANDO_LIBRARY" <<'PY'
+import ctypes, sys
+lib = ctypes.CDLL(sys.argv[1])
+p, r = ctypes.c_void_p(), ctypes.c_void_p()
+assert lib.pando_connect(ctypes.byref(p), None) == 0
+assert lib.pando_region_open_sized(p, b"held", 0, None, ctypes.c_size_t(0), ctypes.byref(r)) == 0
+assert lib.pando_synchronize(r, 50) < 0
+lib.pando_disconnect(p)
+PY
+	soon 0 "^ *$holder +$holder +[0-9]" "$p" stat held
+	json '[(s["pid"], s["tid"], s["seconds"] >= 1) for s in d["stalled"]]' "[($holder, $holder, True)]" "$p" stat held --json
 	kill -9 "$holder"
 	wait "$holder" 2>/dev/null
 	soon 0 '^Clients +0$' "$p" stat held

@@ -9,8 +9,8 @@
 #include <unistd.h>
 
 #include "common/atomic.h"
+#include "rcu/grace.h"
 
-#define SLOTS 64u
 #define ALIGN PANDO__GIB
 
 static void *must(void *p, const char *what)
@@ -48,7 +48,8 @@ void fake_heap_init(struct fake_heap *h, uint64_t max_size, uint64_t committed, 
 		  h->fd, 0),
 	     "heap");
 	h->ledger = shared(PANDO__LEDGER_SIZE);
-	h->slots = shared(SLOTS * (size_t)PANDO__SLOT_SIZE);
+	h->slots = shared(PANDO__SLOTS_SIZE);
+	pando__grace_format((struct pando__rcu *)(void *)(h->slots + PANDO__RCU_OFFSET));
 	h->ledger->magic = PANDO__LEDGER_MAGIC;
 	h->ledger->version = PANDO__LAYOUT_VERSION;
 	h->ledger->base = (uintptr_t)base;
@@ -69,7 +70,7 @@ void fake_heap_deinit(struct fake_heap *h)
 {
 	munmap(h->room, h->room_size);
 	munmap(h->ledger, PANDO__LEDGER_SIZE);
-	munmap(h->slots, SLOTS * (size_t)PANDO__SLOT_SIZE);
+	munmap(h->slots, PANDO__SLOTS_SIZE);
 	close(h->fd);
 }
 

@@ -12,6 +12,7 @@ void fake_region_init(struct pando_region *r, struct fake_heap *heap, uint32_t s
 
 	memset(r, 0, sizeof(*r));
 	pthread_mutex_init(&r->making, NULL);
+	pando__rcu_gate_init(&r->rcu);
 	r->heap = heap;
 	r->slot = slot;
 	r->generation = 1;
@@ -25,6 +26,7 @@ static void forget(struct pando_region *r)
 {
 	struct pando__front *f = r->gate.front;
 
+	pando__rcu_gate_close(&r->rcu);
 	pando__store_release(&r->gate.serial, 0);
 	pando__store_release(&r->gate.front, NULL);
 	if (f)
@@ -76,6 +78,19 @@ struct pando__front *pando__region_front(struct pando_region *r)
 	}
 	pthread_mutex_unlock(&r->making);
 	return f;
+}
+
+int pando__region_rcu_place(struct pando_region *r, struct pando__rcu_place *place,
+			    bool slot_needed)
+{
+	(void)slot_needed;
+	*place = (struct pando__rcu_place){
+		.ledger = r->heap->ledger,
+		.slots = r->heap->slots,
+		.slot = r->slot,
+		.generation = r->generation,
+	};
+	return 0;
 }
 
 void *pando_region_base(const struct pando_region *r)

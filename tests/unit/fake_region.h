@@ -2,15 +2,18 @@
 /*
  * Region handles on a fake heap (fake_heap.h), so that the public functions of pando/heap.h work on
  * it: each handle is a client of its own, and several of them can be in one process. What libshm
- * gives to the allocator is here: pando__region_front(), pando_region_base().
+ * gives to the allocator and to libshm/rcu is here: pando__region_front(), pando_region_base(),
+ * pando__region_rcu_place().
  */
 #ifndef PANDO_TESTS_FAKE_REGION_H
 #define PANDO_TESTS_FAKE_REGION_H
 
 #include "fake_heap.h"
+#include "rcu/reader.h"
 
 struct pando_region {
 	struct pando__gate gate; /* first, as in libshm */
+	struct pando__rcu_gate rcu;
 	struct fake_heap *heap;
 	uint32_t slot;
 	uint64_t generation;

@@ -6,6 +6,7 @@
 #include <pando/connect.h>
 #include <pando/error.h>
 #include <pando/heap.h>
+#include <pando/rcu.h>
 #include <pando/region.h>
 
 #endif
