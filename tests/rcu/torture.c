@@ -587,6 +587,34 @@ static void client_points(void)
 #endif
 }
 
+#ifdef PANDO_INJECTION
+/*
+ * A grace period that nobody is at: begun by a process that dies then and has retired nothing, while
+ * there is no other writer. Only the broker's timer ends it.
+ */
+static void abandon_grace(const char *once)
+{
+	const double end = daemon_now() + 5 * daemon_slow(); /* the timer's period is 2 s */
+	pid_t pid;
+
+	for (unsigned int i = 0; i < option.writers; i++)
+		kill_one(i);
+	daemon_nap(0.2); /* the broker has ended what these had begun */
+	fflush(NULL);
+	pid = fork();
+	CHECK(pid >= 0);
+	if (pid == 0) {
+		pando__inject_arm("rcu.grace.begun=kill");
+		_exit(pando_synchronize(region, -1) < 0 ? 2 : 1);
+	}
+	CHECK(waitpid(pid, NULL, 0) == pid);
+	while (access(once, F_OK) == 0 && daemon_now() < end) {
+		look_after(false);
+		daemon_nap(0.02);
+	}
+}
+#endif
+
 /* The broker is killed at each of its points, while its clients are. */
 static void broker_points(void)
 {
@@ -610,7 +638,10 @@ static void broker_points(void)
 		for (unsigned int k = 0; k < workers(); k++)
 			start(k, "");
 		end = daemon_now() + 20 * daemon_slow();
-		while (access(once, F_OK) == 0 && daemon_now() < end) {
+		for (unsigned int round = 1; access(once, F_OK) == 0 && daemon_now() < end;
+		     round++) {
+			if (round % 100 == 0)
+				abandon_grace(once);
 			kill_one((unsigned int)(dice_of(&dice_state) % workers()));
 			look_after(false);
 			daemon_nap(0.02);
