@@ -338,6 +338,8 @@ static unsigned int workers(void)
 	return option.readers + option.writers;
 }
 
+static int fences = -1; /* do readers that are started have them? 0, 1; -1: left to chance */
+
 static void start(unsigned int i, const char *inject)
 {
 	struct worker *w = &shared->worker[i];
@@ -356,7 +358,7 @@ static void start(unsigned int i, const char *inject)
 	}
 	me = w;
 	pando__inject_arm(w->inject);
-	if (!w->writer && seed >> 8 & 1) {
+	if (!w->writer && (fences < 0 ? (int)(seed >> 8 & 1) : fences)) {
 		/* One that may not call membarrier(): its readers have fences. */
 		char list[sizeof(w->inject) + 40];
 
@@ -559,23 +561,30 @@ static void client_points(void)
 	for (size_t i = 0; i < COUNT(torture_points); i++)
 		for (unsigned int passage = 1; passage <= 20; passage += 19) {
 			const unsigned int before = sum.injected;
-			const double end = daemon_now() + 3 * daemon_slow();
+			/* Each comes to its first passage, if it gets a processor. */
+			const double limit = (passage == 1 ? 30 : 3) * daemon_slow();
+			const double end = daemon_now() + limit;
+			double turn = daemon_now() + limit / 3;
 			char inject[96];
 
 			snprintf(inject, sizeof(inject), "%s=kill@%u", torture_points[i], passage);
 			kill_one(0);
 			kill_one(option.writers);
+			fences = 1;
 			start(0, inject);
 			start(option.writers, inject);
 			while (sum.injected == before && daemon_now() < end) {
 				look_after(true);
 				daemon_nap(0.005);
 				if (shared->worker[option.writers].inject[0] &&
-				    dice_of(&dice_state) % 64 == 0) { /* with fences or without */
+				    daemon_now() > turn) { /* with fences, then without */
+					turn = daemon_now() + limit / 3;
+					fences = !fences;
 					kill_one(option.writers);
 					start(option.writers, inject);
 				}
 			}
+			fences = -1;
 			if (sum.injected == before)
 				printf("torture: nobody was killed at %s, passage %u\n",
 				       torture_points[i], passage);
