@@ -34,6 +34,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -338,6 +339,7 @@ static unsigned int workers(void)
 	return option.readers + option.writers;
 }
 
+static int priority; /* as this program was started */
 static int fences = -1; /* do readers that are started have them? 0, 1; -1: left to chance */
 
 static void start(unsigned int i, const char *inject)
@@ -357,6 +359,7 @@ static void start(unsigned int i, const char *inject)
 		return;
 	}
 	me = w;
+	(void)setpriority(PRIO_PROCESS, 0, priority); /* the runner has raised it, for who kills */
 	pando__inject_arm(w->inject);
 	if (!w->writer && (fences < 0 ? (int)(seed >> 8 & 1) : fences)) {
 		/* One that may not call membarrier(): its readers have fences. */
@@ -736,6 +739,7 @@ int main(int argc, char **argv)
 					      {0}};
 	int c;
 
+	priority = getpriority(PRIO_PROCESS, 0);
 	while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
 		switch (c) {
 		case 's':
