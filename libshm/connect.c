@@ -273,7 +273,6 @@ static void leave(struct pando *p)
 
 void pando_disconnect(struct pando *p)
 {
-
 	if (!p)
 		return;
 	set_live(p, false);

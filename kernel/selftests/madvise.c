@@ -155,10 +155,46 @@ static void from_outside(void)
 	whole("process_madvise");
 }
 
+/*
+ * Who walks page tables under the mmap_lock, like smaps, does not expect that
+ * MADV_DONTNEED, which holds it for reading as well, takes a table away. It would
+ * show as a fault that makes the link again.
+ */
+static void keeps_tables(const char *name, int flags, int prot)
+{
+	struct region own;
+	long before;
+	size_t i;
+
+	region_attach(&own, name, flags, prot);
+	(void)*(volatile char *)own.addr;
+	before = minor_faults(); /* once for what it touches itself */
+	before = minor_faults();
+	for (i = 0; i < 100; i++) {
+		madvise(own.addr, i & 1 ? own.size : PAGE, MADV_DONTNEED);
+		(void)*(volatile char *)own.addr;
+	}
+	before = minor_faults() - before;
+	CHECK(before < 10, "%ld faults after 100 times DONTNEED", before);
+	region_detach(&own);
+}
+
+static void dontneed_keeps_tables(void)
+{
+	region_create(&r, "kept", GiB(1));
+	fill();
+	region_detach(&r);
+	keeps_tables("kept", O_RDWR, PROT_READ | PROT_WRITE);
+	keeps_tables("kept", O_RDONLY, PROT_READ);
+	region_attach(&r, "kept", O_RDWR, PROT_READ | PROT_WRITE);
+	whole("DONTNEED");
+}
+
 static const struct test_case cases[] = {
 	{ .name = "every advice, on all and on a part", .run = matrix },
 	{ .name = "every advice by a reader", .run = matrix_reader },
 	{ .name = "no advice cuts the mapping", .run = not_cut },
+	{ .name = "DONTNEED keeps the tables", .run = dontneed_keeps_tables },
 	{ .name = "process_madvise", .run = from_outside },
 };
 

@@ -9,7 +9,11 @@
  * byte; and the heap's own check must find nothing. In the end everything is freed, and then every
  * span must be free.
  *
- *	heap [--kills N] [--workers N] [--threads N] [--seed N] [--no-broker-kills]
+ *	crash-heap [--kills N] [--workers N] [--threads N] [--seed N] [--backend NAME]
+ *		   [--no-broker-kills] [--stop-file FILE]
+ *
+ * It ends early, with all that belongs to an end, once FILE exists. tests/crash/campaign runs it for
+ * hours, in parts. The last line but the runner's is a JSON object for that.
  *
  * "Waited" is time in an operation in which a thread neither ran nor waited for a processor.
  */
@@ -45,6 +49,7 @@
 #define WAIT_LIMIT_NS 100000000u
 #define LATE_NS 30000000u
 #define PATIENCE_S 30.0 /* with each worker and each slot */
+#define PROGRESS_S 10.0 /* between two lines that say how far it is */
 
 struct shadow *shadow;
 
@@ -54,6 +59,8 @@ static struct {
 	unsigned int kills, workers, threads;
 	uint64_t seed;
 	bool broker_kills;
+	uint32_t backend;
+	const char *stop_file;
 } option = {.kills = 2000, .workers = 8, .threads = 1, .seed = 1, .broker_kills = true};
 
 static struct daemon d;
@@ -566,7 +573,9 @@ static void arm_broker(void)
 
 static void begin(void)
 {
-	const struct pando_region_options options = {.size = 512ull << 20};
+	const struct pando_region_options options = {.size = 512ull << 20,
+						     .backend = option.backend};
+	struct pando_region_stat st;
 
 	(void)setpriority(PRIO_PROCESS, 0, priority); /* the runner has raised it */
 	shadow = mmap(NULL, sizeof(*shadow), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1,
@@ -583,6 +592,8 @@ static void begin(void)
 		 0);
 	CHECK(pando_self(region) != 0);
 	CHECK_EQ(pando__region_view(region, &view, &own_slot, &slots), 0);
+	CHECK_EQ(pando_region_stat(region, &st), 0);
+	option.backend = st.backend;
 }
 
 /* Everybody frees what it has and leaves; what is common goes last. */
@@ -627,10 +638,10 @@ static void report(void)
 	struct pando_broker_info info;
 
 	daemon_status(&d, &info);
-	printf("  %u workers of %u threads: %u kills (%u of them of workers with an armed point), "
-	       "%u of the broker, %u ends of their own, %" PRIu64 " forks\n",
-	       option.workers, option.threads, sum.kills, sum.injected, sum.broker_kills, sum.exits,
-	       shadow->children_born);
+	printf("  %s, %u workers of %u threads: %u kills (%u of them of workers with an armed "
+	       "point), %u of the broker, %u ends of their own, %" PRIu64 " forks\n",
+	       pando_backend_name(option.backend), option.workers, option.threads, sum.kills,
+	       sum.injected, sum.broker_kills, sum.exits, shadow->children_born);
 	printf("  %u rounds, %" PRIu64 " operations; at most %" PRIu64 " objects, %" PRIu64
 	       " bytes at the end of a round\n",
 	       sum.rounds, sum.operations, sum.objects_max, sum.bytes_max);
@@ -643,6 +654,23 @@ static void report(void)
 	       info.epoch, (double)info.heap_reap_ns_max / 1e6);
 }
 
+/* The same for programs. */
+static void report_json(double seconds)
+{
+	printf("{\"name\": \"heap-kills\", \"backend\": \"%s\", \"workers\": %u, \"threads\": %u, "
+	       "\"kills\": %u, \"injected\": %u, \"broker_kills\": %u, \"ends\": %u, "
+	       "\"forks\": %" PRIu64 ", \"rounds\": %u, \"operations\": %" PRIu64
+	       ", \"out_of_memory\": %" PRIu64 ", \"objects_max\": %" PRIu64
+	       ", \"bytes_max\": %" PRIu64 ", \"slow_ms\": %.1f, \"waited_ms\": %.1f, "
+	       "\"late_ms\": %.1f, \"judged\": %s, \"reaped_ms\": %.1f, \"seconds\": %.1f}\n",
+	       pando_backend_name(option.backend), option.workers, option.threads, sum.kills,
+	       sum.injected, sum.broker_kills, sum.exits, shadow->children_born, sum.rounds,
+	       sum.operations, shadow->out_of_memory, sum.objects_max, sum.bytes_max,
+	       (double)sum.slow_ns_max / 1e6, (double)sum.waited_ns_max / 1e6,
+	       (double)sum.late_ns_max / 1e6, sum.late_ns_max <= LATE_NS ? "true" : "false",
+	       sum.reaped_max * 1e3, seconds);
+}
+
 static void judge_waiting(void)
 {
 	printf("  naps were late by up to %.1f ms: waiting is %s\n", (double)sum.late_ns_max / 1e6,
@@ -651,19 +679,26 @@ static void judge_waiting(void)
 		CHECK(sum.waited_ns_max < WAIT_LIMIT_NS);
 }
 
+static bool is_to_stop(void)
+{
+	return sum.kills >= option.kills ||
+	       (option.stop_file && access(option.stop_file, F_OK) == 0);
+}
+
 static void campaign(void)
 {
-	unsigned int next = 1000;
+	const double started = daemon_now();
+	double next = started + PROGRESS_S;
 
 	begin();
 	for (uint32_t i = 0; i < shadow->workers; i++)
 		spawn(i);
-	while (sum.kills < option.kills) {
+	while (!is_to_stop()) {
 		round_of_deaths();
-		if (sum.kills >= next) {
+		if (daemon_now() > next) {
 			printf("  %u kills, %u rounds\n", sum.kills, sum.rounds);
 			fflush(stdout);
-			next += option.kills / 20 > 1000 ? option.kills / 20 : 1000;
+			next = daemon_now() + PROGRESS_S;
 		}
 	}
 	(void)unlink(once);
@@ -676,6 +711,7 @@ static void campaign(void)
 	pando_disconnect(connection);
 	close(spawner_pipe[1]);
 	daemon_stop(&d);
+	report_json(daemon_now() - started);
 }
 
 static uint64_t number(const char *text)
@@ -690,6 +726,15 @@ static uint64_t number(const char *text)
 	return n;
 }
 
+static uint32_t backend(const char *name)
+{
+	for (uint32_t b = 0; name && pando_backend_name(b); b++)
+		if (strcmp(name, pando_backend_name(b)) == 0)
+			return b;
+	fprintf(stderr, "no such backend\n");
+	exit(2);
+}
+
 int main(int argc, char **argv)
 {
 	priority = getpriority(PRIO_PROCESS, 0);
@@ -702,6 +747,10 @@ int main(int argc, char **argv)
 			option.threads = (unsigned int)number(argv[++i]);
 		else if (strcmp(argv[i], "--seed") == 0)
 			option.seed = number(argv[++i]);
+		else if (strcmp(argv[i], "--backend") == 0)
+			option.backend = backend(argv[++i]);
+		else if (strcmp(argv[i], "--stop-file") == 0)
+			option.stop_file = argv[++i];
 		else if (strcmp(argv[i], "--no-broker-kills") == 0)
 			option.broker_kills = false;
 		else

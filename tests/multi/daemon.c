@@ -150,6 +150,7 @@ int daemon_run_tests(const struct daemon_test *tests)
 		fflush(NULL);
 		pid = fork();
 		if (pid == 0) {
+			prctl(PR_SET_PDEATHSIG, SIGKILL); /* nothing goes on without the runner */
 			signal(SIGPIPE, SIG_IGN);
 			tests->run();
 			fflush(NULL);

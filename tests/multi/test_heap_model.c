@@ -103,7 +103,7 @@ static void test_plain(struct harness *h)
 
 static void test_full(struct harness *h)
 {
-	run(h, "heap-model-full", 84 * MIB, PANDO_HEAP, 5, true);
+	run(h, "heap-model-full", 20 * MIB, PANDO_HEAP, 5, true);
 }
 
 int main(int argc, char **argv)

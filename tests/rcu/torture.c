@@ -34,6 +34,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -338,6 +339,9 @@ static unsigned int workers(void)
 	return option.readers + option.writers;
 }
 
+static int priority; /* as this program was started */
+static int fences = -1; /* do readers that are started have them? 0, 1; -1: left to chance */
+
 static void start(unsigned int i, const char *inject)
 {
 	struct worker *w = &shared->worker[i];
@@ -355,8 +359,9 @@ static void start(unsigned int i, const char *inject)
 		return;
 	}
 	me = w;
+	(void)setpriority(PRIO_PROCESS, 0, priority); /* the runner has raised it, for who kills */
 	pando__inject_arm(w->inject);
-	if (!w->writer && seed >> 8 & 1) {
+	if (!w->writer && (fences < 0 ? (int)(seed >> 8 & 1) : fences)) {
 		/* One that may not call membarrier(): its readers have fences. */
 		char list[sizeof(w->inject) + 40];
 
@@ -559,23 +564,30 @@ static void client_points(void)
 	for (size_t i = 0; i < COUNT(torture_points); i++)
 		for (unsigned int passage = 1; passage <= 20; passage += 19) {
 			const unsigned int before = sum.injected;
-			const double end = daemon_now() + 3 * daemon_slow();
+			/* Each comes to its first passage, if it gets a processor. */
+			const double limit = (passage == 1 ? 30 : 3) * daemon_slow();
+			const double end = daemon_now() + limit;
+			double turn = daemon_now() + limit / 3;
 			char inject[96];
 
 			snprintf(inject, sizeof(inject), "%s=kill@%u", torture_points[i], passage);
 			kill_one(0);
 			kill_one(option.writers);
+			fences = 1;
 			start(0, inject);
 			start(option.writers, inject);
 			while (sum.injected == before && daemon_now() < end) {
 				look_after(true);
 				daemon_nap(0.005);
 				if (shared->worker[option.writers].inject[0] &&
-				    dice_of(&dice_state) % 64 == 0) { /* with fences or without */
+				    daemon_now() > turn) { /* with fences, then without */
+					turn = daemon_now() + limit / 3;
+					fences = !fences;
 					kill_one(option.writers);
 					start(option.writers, inject);
 				}
 			}
+			fences = -1;
 			if (sum.injected == before)
 				printf("torture: nobody was killed at %s, passage %u\n",
 				       torture_points[i], passage);
@@ -586,6 +598,34 @@ static void client_points(void)
 	finish(&d, p);
 #endif
 }
+
+#ifdef PANDO_INJECTION
+/*
+ * A grace period that nobody is at: begun by a process that dies then and has retired nothing, while
+ * there is no other writer. Only the broker's timer ends it.
+ */
+static void abandon_grace(const char *once)
+{
+	const double end = daemon_now() + 5 * daemon_slow(); /* the timer's period is 2 s */
+	pid_t pid;
+
+	for (unsigned int i = 0; i < option.writers; i++)
+		kill_one(i);
+	daemon_nap(0.2); /* the broker has ended what these had begun */
+	fflush(NULL);
+	pid = fork();
+	CHECK(pid >= 0);
+	if (pid == 0) {
+		pando__inject_arm("rcu.grace.begun=kill");
+		_exit(pando_synchronize(region, -1) < 0 ? 2 : 1);
+	}
+	CHECK(waitpid(pid, NULL, 0) == pid);
+	while (access(once, F_OK) == 0 && daemon_now() < end) {
+		look_after(false);
+		daemon_nap(0.02);
+	}
+}
+#endif
 
 /* The broker is killed at each of its points, while its clients are. */
 static void broker_points(void)
@@ -610,7 +650,10 @@ static void broker_points(void)
 		for (unsigned int k = 0; k < workers(); k++)
 			start(k, "");
 		end = daemon_now() + 20 * daemon_slow();
-		while (access(once, F_OK) == 0 && daemon_now() < end) {
+		for (unsigned int round = 1; access(once, F_OK) == 0 && daemon_now() < end;
+		     round++) {
+			if (round % 100 == 0)
+				abandon_grace(once);
 			kill_one((unsigned int)(dice_of(&dice_state) % workers()));
 			look_after(false);
 			daemon_nap(0.02);
@@ -696,6 +739,7 @@ int main(int argc, char **argv)
 					      {0}};
 	int c;
 
+	priority = getpriority(PRIO_PROCESS, 0);
 	while ((c = getopt_long(argc, argv, "", longs, NULL)) != -1) {
 		switch (c) {
 		case 's':
