@@ -56,8 +56,11 @@ static void both_ways(void)
 
 	need_graft();
 	for (i = 0; i < 2; i++) {
-		s->pid[i] = xfork();
-		if (!s->pid[i]) {
+		pid_t pid = xfork(); /* only the parent writes what both see */
+
+		if (pid) {
+			STORE(&s->pid[i], pid);
+		} else {
 			WAIT_FOR(LOAD(&s->pid[1]) > 0 && LOAD(&s->pid[0]) > 0, 10);
 			pair_half(s, i);
 		}

@@ -23,8 +23,7 @@ static void refused_with(char *p, size_t len, int err, unsigned long extra)
 {
 	static const unsigned long flags[] = {0, PVMMAP_MOVE, PVMMAP_FIXED,
 					      PVMMAP_FIXED | PVMMAP_MOVE};
-	char *at = peer_anon(&peer, len), *mine = maps_of(getpid()), *theirs = maps_of(peer.pid),
-	     *now_;
+	char *at = peer_anon(&peer, len), *mine = maps_of(getpid()), *theirs = maps_of(peer.pid);
 	unsigned int i;
 
 	for (i = 0; i < ARRAY_SIZE(flags); i++) {
@@ -34,14 +33,8 @@ static void refused_with(char *p, size_t len, int err, unsigned long extra)
 		CHECK(ret == -1 && errno == err, "flags %lu: %ld, errno %d (%s), should be %d",
 		      flags[i], ret, errno, strerror(errno), err);
 	}
-	now_ = maps_of(getpid());
-	CHECK(!strcmp(mine, now_), "the source's mappings have changed");
-	free(now_);
-	now_ = maps_of(peer.pid);
-	CHECK(!strcmp(theirs, now_), "the receiver's mappings have changed");
-	free(now_);
-	free(mine);
-	free(theirs);
+	maps_unchanged(getpid(), mine, "source");
+	maps_unchanged(peer.pid, theirs, "receiver");
 	PEER(&peer, PEER_SYSCALL, SYS_munmap, (long)at, (long)len);
 }
 
@@ -113,7 +106,6 @@ static char *mapping(const char *name)
 	for (line = strtok(text, "\n"); line; line = strtok(NULL, "\n"))
 		if (strstr(line, name))
 			at = (char *)strtoul(line, NULL, 16);
-	free(text);
 	return at;
 }
 
@@ -207,10 +199,11 @@ static void uffd(void)
 {
 	struct uffdio_api api = {.api = UFFD_API};
 	struct uffdio_register reg = {.mode = UFFDIO_REGISTER_MODE_MISSING};
-	int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
 	char *p, *theirs;
+	int fd;
 
 	start();
+	fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC); /* not before: the peer would have it too */
 	if (fd < 0)
 		skip("userfaultfd: %s", strerror(errno));
 	CHECK_OK(ioctl(fd, UFFDIO_API, &api));
