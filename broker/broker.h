@@ -199,6 +199,7 @@ struct region {
 	struct job job; /* what is being done to it, if `working` */
 	bool working;
 	bool placed; /* it has its range of the window */
+	bool announced; /* its last user has gone: it is one of broker->frees */
 	struct parking waiting; /* requests that wait until job is done */
 	uint64_t charged; /* bytes booked for its owner */
 	char why[PANDO__PROTO_TEXT]; /* why `auto` did not pick a better backend */
@@ -243,7 +244,7 @@ struct broker {
 	struct window window;
 	struct quota quota;
 	struct parking freeing; /* requests that wait until memory has come back */
-	unsigned int frees; /* DYING regions */
+	unsigned int frees; /* regions that are DYING, or will be when their heap's job has ended */
 	/* How long a job waits for their memory; 0 where no other thread frees it. Fixed. */
 	unsigned int patience_ms;
 	unsigned int jobs; /* under way */

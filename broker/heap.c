@@ -391,7 +391,7 @@ void heap_continue(struct region *r)
 	uint32_t slot;
 	bool dead;
 
-	if (h->working || h->failed || r->state != REGION_LIVE)
+	if (h->working || h->failed || r->state != REGION_LIVE || r->announced)
 		return;
 	dead = any_bit(h->dead, &slot);
 	if (!h->settle && !h->sweep)

@@ -197,12 +197,46 @@ static void test_orphans(struct harness *h)
 	CHECK_OK(pando_region_close(r));
 }
 
+#ifdef PANDO_INJECTION
+/*
+ * A region that is gone with its last user is gone, also while the broker is still busy in its heap: who
+ * opens the name again gets a new one, and waits for the room that the old one takes in the quota.
+ */
+static void test_opened_again(struct harness *h)
+{
+	const struct pando_region_options options = {.size = 64 * MIB};
+	const unsigned int flags = PANDO_CREATE | PANDO_EXCL | PANDO_TRANSIENT | PANDO_HEAP;
+	struct pando_region *r;
+	struct pando *p;
+
+	/* The broker takes 100 ms for the first of them. */
+	setenv("PANDO_INJECT", "heap.reap.judged=nap", 1);
+	harness_start(h, (const char *const[]){"--quota", "0:regions=1", NULL});
+	unsetenv("PANDO_INJECT");
+	p = harness_connect(h);
+	for (int i = 0; i < 5; i++) {
+		struct pando_heap_stat st;
+
+		CHECK_OK(pando_region_open(p, "again", flags, &options, &r));
+		CHECK(pando_self(r) != 0);
+		CHECK_OK(pando_heap_stat(r, &st));
+		CHECK_INT(st.objects, 0);
+		CHECK(pando_alloc(r, 100) != NULL);
+		CHECK_OK(pando_region_close(r));
+	}
+	pando_disconnect(p);
+}
+#endif
+
 int main(int argc, char **argv)
 {
 	static const struct harness_test tests[] = {
 		{.name = "100_mib", .run = test_100_mib},
 		{.name = "idle_owner", .run = test_idle_owner},
 		{.name = "orphans", .run = test_orphans},
+#ifdef PANDO_INJECTION
+		{.name = "opened_again", .run = test_opened_again, .flags = HARNESS_NO_BROKER},
+#endif
 	};
 
 	return harness_main(argc, argv, tests, sizeof(tests) / sizeof(tests[0]));
