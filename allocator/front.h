@@ -158,6 +158,11 @@ extern uint32_t pando__fake_node; /* for tests: NUMA node + 1 of all threads; 0:
 int pando__span_take_at(struct pando__front *f, uint32_t index);
 /* Gives back a span of this client whose pages are all free. */
 void pando__span_give(struct pando__front *f, uint32_t index);
+/*
+ * The same for one that the broker has been lent pages of, and whose memory it is giving back: the broker
+ * shall give the span back. False if it has ended that meanwhile: then nothing was done.
+ */
+bool pando__span_leave(struct pando__front *f, uint32_t index);
 
 /* pages.c: any thread, no lock held. Runs of pages in this client's spans. */
 

@@ -100,6 +100,8 @@ int pando__commit(const struct pando__view *v, uint64_t offset, uint64_t length)
 /* Gives memory back, if the system takes it; what it reads as afterwards is undefined. Nothing to do
  * in a region that is not lazy. */
 void pando__decommit(const struct pando__view *v, uint64_t offset, uint64_t length);
+/* The same for pages of one span: bit n is page n. */
+void pando__decommit_pages(const struct pando__view *v, uint64_t index, uint64_t pages);
 
 /* span.c: what needs no front. Spans by index: offset / PANDO__SPAN. */
 
@@ -109,12 +111,20 @@ void pando__decommit(const struct pando__view *v, uint64_t offset, uint64_t leng
  */
 bool pando__span_release(const struct pando__view *v, uint32_t index, uint64_t word);
 /*
- * Gives the memory of spans back that have been RESERVE for at least age_ms, at most `most` of them.
- * `purger`: slot + 1, or PANDO__OWNER_BROKER. Returns how many. Two system calls for each of them; any
- * thread.
+ * Gives the memory of spans back that have been RESERVE for at least age_ms, at most `most` of them, and
+ * for the broker, of free pages that it has been lent. `purger`: slot + 1, or PANDO__OWNER_BROKER.
+ * Returns of how many spans. Two system calls for each run of empty ones, each of which waits for others
+ * who do the same to the region; any thread, the broker's one at a time.
  */
 uint32_t pando__spans_purge(const struct pando__view *v, uint32_t purger, uint32_t age_ms,
 			    uint32_t most);
+/* Set after a span has become RESERVE or LENT: there is something to purge. */
+void pando__purge_hint(const struct pando__view *v);
+/*
+ * For the broker. Finishes what it, or one before it, had begun with the pages lent to it in a span
+ * that is OWNED or ORPHAN.
+ */
+void pando__span_unlend(const struct pando__view *v, uint32_t index);
 /*
  * For the broker. Finishes what a purger left that is dead: ABSENT by `purger` becomes FREE.
  */

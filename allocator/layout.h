@@ -56,7 +56,7 @@
 #include <stdint.h>
 
 #define PANDO__HEAP_MAGIC 0x7061656f646e6170ull /* "pandoeap" */
-#define PANDO__HEAP_VERSION 2u
+#define PANDO__HEAP_VERSION 3u
 
 #define PANDO__GRANULE 32u
 #define PANDO__PAGE 4096u
@@ -152,6 +152,23 @@ enum pando__span_state {
 #define PANDO__SPAN_WORD(owner, state, count)                                                      \
 	((uint64_t)(state) | (uint64_t)(owner) << 8 | (uint64_t)(count) << 24)
 
+/*
+ * Lending: memory goes back to the system by the broker's hand. The owner of a span lends it the free
+ * pages there; with its next sweep the broker gives their memory back. An orphan's are lent by the
+ * broker to itself. `lent`, by compare-and-swap:
+ *
+ *	NONE --the owner lends, or the broker for an orphan--> LENT --the owner wants them--> NONE
+ *	LENT --the broker--> BUSY --their memory is given back--> NONE
+ *	BUSY --the span is empty, its owner has left it--> LEFT|count --the broker releases it--> NONE
+ *
+ * Nobody sets bits in `pages` but while it is NONE. So an owner never waits: what is BUSY is passed
+ * over. The count of LEFT is the span word's (its lowest bits), by which a successor of the broker knows
+ * whether it has been released. A broker that is killed leaves BUSY or LEFT: its successor ends both.
+ */
+enum pando__lending { PANDO__LENT_NONE, PANDO__LENT, PANDO__LENT_BUSY, PANDO__LENT_LEFT };
+#define PANDO__LENDING(lent) ((enum pando__lending)((lent)&3u))
+#define PANDO__LEFT(count) ((uint16_t)(PANDO__LENT_LEFT | (count) << 2))
+
 #define PANDO__NODE_WHOLE 0x80000000u /* RESERVE, and all of it has memory */
 #define PANDO__NODE_BARE 0x40000000u /* just taken, without memory */
 #define PANDO__NODE(node) ((node)&0xffffffu)
@@ -185,7 +202,8 @@ struct pando__span {
 	 * the TRANSFER intent stands and before the receiver is looked up again. While the broker
 	 * looks whether there is one it is 2, which becomes 0 or 1; who finds anything but 1 stores 1.
 	 */
-	uint32_t held;
+	uint16_t held;
+	uint16_t lent; /* NONE but in OWNED and ORPHAN spans. See Lending */
 	/* Hints, written by the owner: since when it is RESERVE (CLOCK_MONOTONIC, ms), */
 	uint32_t since;
 	/* NUMA node + 1 of who took it without memory (0: not known), and what is known of that. */
@@ -230,7 +248,7 @@ struct pando__heap {
 	struct {
 		uint64_t value;
 		uint64_t reserved[7];
-	} reserves; /* 1: some span may be RESERVE. Set after that, taken by who purges */
+	} reserves; /* 1: some span may be RESERVE or LENT. Set after that, taken by who purges */
 	struct {
 		uint64_t value;
 		uint64_t reserved[7];

@@ -162,8 +162,8 @@ static void free_held(const struct pando__view *v, uint64_t index, uint32_t dead
 		      struct pando__reclaimed *out)
 {
 	const uint64_t begin = index * PANDO__SPAN_GRANULES;
-	uint32_t *held = &v->spans[index].held;
-	uint32_t looking = HELD_LOOKING;
+	uint16_t *held = &v->spans[index].held;
+	uint16_t looking = HELD_LOOKING;
 	bool others = false;
 
 	/* Partner: who transfers stores 1 after the object's word. */
@@ -449,6 +449,7 @@ int pando__heap_recover(const struct pando__view *v, struct pando__reclaimed *ou
 		if (pando__span_in_use(word)) {
 			hint_anew(v, i);
 			end_emptying(v, i);
+			pando__span_unlend(v, (uint32_t)i);
 		} else if (PANDO__SPAN_STATE(word) == PANDO__SPAN_ABSENT)
 			pando__span_finish(v, (uint32_t)i, PANDO__OWNER_BROKER);
 	}

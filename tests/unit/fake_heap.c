@@ -128,6 +128,7 @@ void fake_heap_bury(struct fake_heap *h, uint32_t slot)
 		memset(&v->page_table[(uint64_t)i * PANDO__SPAN_PAGES], 0,
 		       PANDO__SPAN_PAGES * sizeof(uint32_t));
 		pando__store_relaxed(&v->spans[i].pages, 0);
+		pando__store_relaxed(&v->spans[i].lent, PANDO__LENT_NONE);
 		(void)pando__span_release(v, i, word);
 	}
 	pando__store_relaxed(&v->clients[slot].spans, 0);
