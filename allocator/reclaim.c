@@ -136,35 +136,59 @@ static uint64_t object_bytes(const struct pando__view *v, uint64_t granule)
 	return class < PANDO__CLASSES ? pando__classes[class].size : 0;
 }
 
-/* Frees the object if it is held by `dead`. Returns whether another client holds it. */
-static bool free_one_held(const struct pando__view *v, uint64_t granule, uint32_t dead,
-			  struct pando__reclaimed *out)
+/* What `dead` holds in a span that is not its own. */
+struct held_look {
+	const struct pando__view *v;
+	uint32_t dead;
+	struct pando__reclaimed *out;
+	bool others; /* something is held by others */
+	uint32_t remote; /* bits of the eighths in which something became REMOTE */
+};
+
+/* Frees the object if it is held by the dead one. */
+static void free_one_held(struct held_look *l, uint64_t granule)
 {
+	const struct pando__view *v = l->v;
 	uint16_t word = pando__load_relaxed(&v->objects[granule]);
 
 	for (int tries = 0; tries < 64 && PANDO__OBJECT_IS_SHARED(word); tries++) {
-		if (PANDO__OBJECT_HOLDER(word) != dead)
-			return PANDO__OBJECT_HOLDER(word) != PANDO__HOLDER_REGION;
+		if (PANDO__OBJECT_HOLDER(word) != l->dead) {
+			l->others |= PANDO__OBJECT_HOLDER(word) != PANDO__HOLDER_REGION;
+			return;
+		}
 		if (pando__cas_acq_rel(&v->objects[granule], &word, PANDO__OBJECT_REMOTE)) {
 			PANDO_INJECT("heap.reap.held");
-			/* Killed before this: the word is found by pando__heap_recover(). */
-			pando__remote_hint(v, granule * PANDO__GRANULE);
-			out->objects++;
-			out->bytes += object_bytes(v, granule);
-			return false;
+			l->remote |= PANDO__SPAN_REMOTE(granule * PANDO__GRANULE);
+			l->out->objects++;
+			l->out->bytes += object_bytes(v, granule);
+			return;
 		}
 	}
-	return PANDO__OBJECT_IS_SHARED(word);
+	l->others |= PANDO__OBJECT_IS_SHARED(word);
 }
 
-/* What `dead` holds in a span that is not its own. */
+/* As pando__remote_hint(), for all of them at once. */
+static void hint_held(const struct pando__view *v, uint64_t index, uint32_t bits)
+{
+	struct pando__span *span = &v->spans[index];
+	uint64_t word;
+
+	/* Partner: rebuild_finish() and who adopts, which change the word, then look at this one. */
+	(void)pando__or_seq_cst(&span->remote, bits);
+	word = pando__load_seq_cst(&span->word);
+	if (PANDO__SPAN_OWNER(word) == PANDO__OWNER_ORPHAN)
+		pando__store_release(&v->heap->orphan_remote.value, 1);
+	else if (PANDO__SPAN_OWNER(word) > 0 && PANDO__SPAN_OWNER(word) <= PANDO__HEAP_CLIENTS)
+		pando__store_release(&v->clients[PANDO__SPAN_OWNER(word) - 1].remote, 1);
+}
+
 static void free_held(const struct pando__view *v, uint64_t index, uint32_t dead,
 		      struct pando__reclaimed *out)
 {
 	const uint64_t begin = index * PANDO__SPAN_GRANULES;
 	uint16_t *held = &v->spans[index].held;
 	uint16_t looking = HELD_LOOKING;
-	bool others = false;
+	struct held_look l = {.v = v, .dead = dead, .out = out};
 
 	/* Partner: who transfers stores 1 after the object's word. */
 	pando__store_seq_cst(held, HELD_LOOKING);
@@ -173,9 +197,12 @@ static void free_held(const struct pando__view *v, uint64_t index, uint32_t dead
 
 		if (x & (x >> 1) & PANDO__LANES)
 			for (uint64_t i = g; i < g + 4; i++)
-				others |= free_one_held(v, i, dead, out);
+				free_one_held(&l, i);
 	}
-	(void)pando__cas_seq_cst(held, &looking, others ? 1 : 0);
+	/* Killed before this: the words are found by pando__heap_recover(). */
+	if (l.remote)
+		hint_held(v, index, l.remote);
+	(void)pando__cas_seq_cst(held, &looking, l.others ? 1 : 0);
 }
 
 /* --- orphans, one --- */

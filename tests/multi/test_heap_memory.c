@@ -193,6 +193,8 @@ static void small_ones(struct harness *h)
 		CHECK_OK(pando_heap_stat(r, &st));
 		CHECK_INT(st.objects, count);
 		CHECK(st.size <= size && st.size > size - 300 * 1024);
+		printf("  %llu bytes, of which tables have %.2f percent\n",
+		       (unsigned long long)st.size, 100.0 * (double)st.metadata / (double)st.size);
 		CHECK(st.metadata * 100 <= st.size * 7);
 		CHECK((uint64_t)count * 1024 > st.size / 100 * 90 - 32768);
 		CHECK_OK(pando_heap_check(r));
