@@ -47,6 +47,7 @@
 
 #include "access.h"
 #include "config.h"
+#include "graft.h"
 #include "quota.h"
 #include "records.h"
 #include "store.h"
@@ -98,6 +99,9 @@ struct client {
 	struct pando__msg *parked; /* its request, while it waits */
 	struct parking *parked_at;
 	struct client *park_next;
+	int passed; /* the descriptor that came with the request that is being looked at, or -1 */
+	struct receiver *receiver; /* graft.h; NULL: it takes no grafts */
+	struct graft *reserved;
 };
 
 enum region_state { REGION_CREATING, REGION_LIVE, REGION_DYING };
@@ -227,6 +231,8 @@ struct broker_ops {
 	 * other clients. NULL: there are none.
 	 */
 	void (*heirs)(struct client *c);
+	/* The client's pidfd, the server's still, or -1. NULL: there are none. */
+	int (*process)(struct client *c);
 };
 
 #define BROKER_CLIENT_BUCKETS 4096u
@@ -257,6 +263,11 @@ struct broker {
 	/* Reapings in heaps: how many, what they freed, how long the work itself took. */
 	uint64_t heap_reaps_total, heap_objects_total, heap_bytes_total;
 	uint64_t heap_reap_ns_last, heap_reap_ns_max;
+	struct {
+		uint64_t total, bytes_total, mmap_total;
+		uint64_t refused_total, lost_total, cleared_total;
+		uint64_t waiting, waiting_bytes, held, held_bytes;
+	} grafts;
 };
 
 /* broker.c: the whole. */
