@@ -5,6 +5,7 @@
 
 #include <pando/connect.h>
 #include <pando/error.h>
+#include <pando/graft.h>
 #include <pando/heap.h>
 #include <pando/rcu.h>
 #include <pando/region.h>
