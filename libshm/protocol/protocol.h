@@ -220,7 +220,8 @@ struct pando__msg_graft_one {
 	uint32_t reserved; /* 0 */
 };
 
-#define PANDO__GRAFT_DRAINED 0x1u /* ACCEPT: the event descriptor is empty: a byte for all that wait */
+#define PANDO__GRAFT_DRAINED                                                                       \
+	0x1u /* ACCEPT: the event descriptor is empty: a byte for all that wait */
 
 struct pando__msg_graft_accept {
 	uint64_t taken; /* id of the last one that was taken, or 0 */
