@@ -42,12 +42,13 @@
 #include "shadow.h"
 
 /*
- * Nobody waits longer. That can be told only where processors are there for those who want one: locks
- * of the kernel (of the region's file) and of a process are held by threads that may be waiting to
- * run. So it is judged if this thread's own naps have never been late by more than LATE_NS.
+ * Nobody waits longer. On a machine that is busy, that is where this thread's own naps have been late by
+ * more than LATE_NS, locks of the kernel are held by threads that wait for a processor, and who waits
+ * for them waits that long: there only a wait that shows a lock which many want is one too many.
  */
 #define WAIT_LIMIT_NS 100000000u
 #define LATE_NS 30000000u
+#define WAIT_LIMIT_BUSY_NS 1000000000u
 #define PATIENCE_S 30.0 /* with each worker and each slot */
 #define PROGRESS_S 10.0 /* between two lines that say how far it is */
 
@@ -662,7 +663,7 @@ static void report_json(double seconds)
 	       "\"forks\": %" PRIu64 ", \"rounds\": %u, \"operations\": %" PRIu64
 	       ", \"out_of_memory\": %" PRIu64 ", \"objects_max\": %" PRIu64
 	       ", \"bytes_max\": %" PRIu64 ", \"slow_ms\": %.1f, \"waited_ms\": %.1f, "
-	       "\"late_ms\": %.1f, \"judged\": %s, \"reaped_ms\": %.1f, \"seconds\": %.1f}\n",
+	       "\"late_ms\": %.1f, \"idle\": %s, \"reaped_ms\": %.1f, \"seconds\": %.1f}\n",
 	       pando_backend_name(option.backend), option.workers, option.threads, sum.kills,
 	       sum.injected, sum.broker_kills, sum.exits, shadow->children_born, sum.rounds,
 	       sum.operations, shadow->out_of_memory, sum.objects_max, sum.bytes_max,
@@ -673,10 +674,13 @@ static void report_json(double seconds)
 
 static void judge_waiting(void)
 {
-	printf("  naps were late by up to %.1f ms: waiting is %s\n", (double)sum.late_ns_max / 1e6,
-	       sum.late_ns_max <= LATE_NS ? "judged" : "not judged, the machine is too busy");
-	if (sum.late_ns_max <= LATE_NS)
-		CHECK(sum.waited_ns_max < WAIT_LIMIT_NS);
+	const bool busy = sum.late_ns_max > LATE_NS;
+	const uint64_t limit = busy ? WAIT_LIMIT_BUSY_NS : WAIT_LIMIT_NS;
+
+	printf("  naps were late by up to %.1f ms: %s, the limit for waiting is %.0f ms\n",
+	       (double)sum.late_ns_max / 1e6, busy ? "a busy machine" : "an idle machine",
+	       (double)limit / 1e6);
+	CHECK(sum.waited_ns_max < limit);
 }
 
 static bool is_to_stop(void)
