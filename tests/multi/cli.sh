@@ -273,6 +273,9 @@ PY
 	expect 0 "^ *$holder +python3" "$p" clients held
 	expect 0 "^ *$holder +python3" "$p" clients
 	json '[(c["pid"], c["regions"], c["uid"]) for c in d["clients"]]' "[($holder, 1, $(id -u))]" "$p" clients held --json
+	json '[(c["grafts_held"], c["grafts_held_bytes"], c["grafts_waiting"], c["grafts_waiting_bytes"]) for c in d["clients"]]' \
+		'[(0, 0, 0, 0)]' "$p" clients held --json
+	expect 0 '^pando_grafts_total 0$' "$p" metrics
 	json 'd["regions"][0]["clients"]' 1 "$p" stat held --json
 	json '[(r["mode"], r["readers"], r["reading"], r["retired_bytes"]) for r in d["rcu"]]' \
 		"[('membarrier', 1, 1, 0)]" "$p" stat held --json
