@@ -27,6 +27,7 @@
  * paths fail there, whatever kind of fork it was, and pando__region_front() finds out.
  */
 #include "debug.h"
+#include "remote.h"
 
 #include <errno.h>
 #include <string.h>
@@ -279,8 +280,11 @@ static inline __attribute__((always_inline)) void release(struct pando_region *r
 				mag->top = top + 1;
 				return;
 			}
-		} else {
+		} else if (!pando__remote_announced(m, granule) ||
+			   UNLIKELY(!pando__remote_step(m, granule, word, false))) {
 			free_others(r, p, site, entry);
+			return;
+		} else {
 			return;
 		}
 	}
@@ -329,11 +333,15 @@ void *pando_calloc(struct pando_region *r, size_t n, size_t size)
 int pando_heap_trim(struct pando_region *r)
 {
 	struct pando__front *f = pando__region_front(r);
+	struct pando__magazines *m;
 
 	if (!f)
 		return -errno;
+	m = pando__magazines(f);
+	if (m)
+		pando__remote_settle(m);
 	pando__magazines_flush(f);
-	pando__collect(f);
+	pando__collect_all(f);
 	pando__large_trim(f);
 	pando__slabs_trim(f);
 	pando__pages_trim(f);

@@ -12,6 +12,7 @@
  *	slab.c		slabs: refilling and flushing magazines, collecting what others have freed
  *	front.c		the fast paths: magazines of threads; alloc and free
  *	object.c	owner, transfer, share, realloc, misuse
+ *	remote.c	freeing in the spans of others
  *	debug.c		the debug form of a front
  *	stat.c, check.c	walking the heap
  *	reclaim.c	what the broker does: the dead, orphans, the idle. Needs no front
@@ -196,10 +197,15 @@ struct pando__reclaimed {
 bool pando__heap_there(const struct pando__view *v);
 /*
  * Takes what client `slot` had, which is dead and whose slot page is still as it left it: finishes its
- * intents, frees what was its alone, frees or orphans its spans.
+ * intents, frees what was its alone, frees or orphans its spans. slots: the whole slots file.
  */
-int pando__heap_reap(const struct pando__view *v, uint32_t slot,
-		     const struct pando__slot *slot_page, struct pando__reclaimed *out);
+int pando__heap_reap(const struct pando__view *v, const char *slots, uint32_t slot,
+		     struct pando__reclaimed *out);
+/*
+ * Tells owners what others have freed in their slabs and not told them yet: all owners (0), or that
+ * one (slot + 1), a client that keeps its spans meanwhile.
+ */
+void pando__heap_tell(const struct pando__view *v, const char *slots, uint32_t owner);
 /*
  * Sets the bits of slots that transfers under way name, and which must not be given to other clients
  * yet, in bits[] (cleared before): PANDO__HEAP_CLIENTS of them. slots: the whole slots file.

@@ -40,6 +40,7 @@
  *
  * Who may change it: FREE, CACHED: the owner of the span alone, with plain stores. LIVE: the owner
  * with a plain store to CACHED; anybody by CAS to REMOTE (a free), the owner by CAS to SHARED.
+ * Frees by others may be plain stores as well, under an intent and with the broker's help (remote.c).
  * SHARED: its holder (anybody, where it is the region's) by CAS; the owner, if that is its holder
  * or it is the region's, by CAS to CACHED. REMOTE: the owner, by CAS (to FREE in slabs, to CACHED
  * for a large object that it is about to free), or the broker, by CAS. A word of an interior granule is FREE in slabs. In a large object the three words
@@ -266,12 +267,18 @@ static_assert(sizeof(struct pando__heap) == PANDO__PAGE, "one page");
  * can finish or undo it. They lie in the client's slot page, which nobody else writes; one for each
  * thread. Set before the object's word changes (`to` first), cleared when nothing remains to be done.
  *
- *	FREE		the object's word becomes REMOTE; then the hints are set.
- *			Left by a dead client: the broker sets the hints.
+ *	FREE		the object's word becomes REMOTE; then the hints are set, or `to` stands for them.
+ *			Left by a dead client: the broker sets the hints. If the owner dies meanwhile,
+ *			and the word is LIVE, the broker makes it SHARED with the client that is freeing
+ *			it, which may then store REMOTE at any time (remote.c).
  *	TRANSFER	the object's word names the receiver; then the receiver is looked up again, since
  *			it may have died before that: then the word becomes REMOTE. Left by a dead
  *			client: where the word names the receiver's slot and the receiver is not attached
  *			any more, the broker frees it; where it is REMOTE, the broker sets the hints.
+ *
+ * `to`, where no TRANSFER stands, may name a slab (UNTOLD) in which that thread has made words REMOTE
+ * since it last set hints. Stored before these words, taken away after hints are set. Left by a dead
+ * client: the broker sets them; it does so as well now and then for the living.
  *
  * A slot that a TRANSFER of a living client names is not given to another client: so whatever names
  * a slot, names the client that has it now, or the one that had it last and is being reaped.
@@ -285,8 +292,10 @@ enum pando__intent_kind {
 };
 struct pando__intent {
 	uint64_t what; /* offset of the object from base, a multiple of 32, plus the kind */
-	uint64_t to; /* TRANSFER: the receiver, slot + 1 | generation << 16 */
+	uint64_t to; /* TRANSFER: the receiver, slot + 1 | generation << 16; else UNTOLD, or old */
 };
+#define PANDO__INTENT_UNTOLD(slab) (1ull << 63 | (uint32_t)(slab)) /* offset / PANDO__SLAB */
+#define PANDO__INTENT_IS_UNTOLD(to) (((to) >> 32) == 1ull << 31)
 #define PANDO__INTENT(kind, offset) ((uint64_t)(offset) | (uint64_t)(kind))
 #define PANDO__INTENT_KIND(what) ((enum pando__intent_kind)((what)&31u))
 #define PANDO__INTENT_OFFSET(what) ((what) & ~31ull)

@@ -270,10 +270,8 @@ static void grace(void *arg)
 static void reap(void *arg)
 {
 	struct region_heap *h = arg;
-	const char *page = h->slots + (size_t)h->slot * PANDO__SLOT_SIZE;
 
-	(void)pando__heap_reap(&h->view, h->slot, (const struct pando__slot *)(const void *)page,
-			       &h->reclaimed);
+	(void)pando__heap_reap(&h->view, h->slots, h->slot, &h->reclaimed);
 }
 
 /* Those of `waiting` that nobody names any more are put into `free`. */
@@ -298,6 +296,7 @@ static void sweep(void *arg)
 	struct pando__reclaimed more;
 
 	(void)pando__heap_sweep(&h->view, &h->reclaimed);
+	pando__heap_tell(&h->view, h->slots, 0);
 	for (uint32_t slot = 0; slot < high && slot < PANDO__HEAP_CLIENTS; slot++) {
 		const bool told = pando__load_relaxed(&h->view.clients[slot].remote) != 0;
 

@@ -101,6 +101,7 @@ static void show_difference(unsigned int i)
 		return;
 	heap = pando_owner(region, (char *)pando_region_base(region) + c->offset, &holder);
 	if ((is == COMMON_SHARED && heap == PANDO_HOLDING_SHARED) ||
+	    (is == COMMON_LENT && heap == PANDO_HOLDING_PRIVATE && holder == c->holder) ||
 	    (is == COMMON_HELD && heap == PANDO_HOLDING_HELD && holder == c->holder))
 		return;
 	printf("  entry %u: state %u, holder 0x%" PRIx64 ", offset 0x%" PRIx64 ", %" PRIu64
@@ -294,6 +295,17 @@ static uint32_t worker_of(uint64_t holder)
 	return 0;
 }
 
+/* True if the worker has it in its own books. */
+static bool is_own(uint32_t worker, uint64_t offset)
+{
+	const struct worker_book *b = &shadow->worker[worker - 1];
+
+	for (unsigned int i = 0; i < shadow->threads * OWN_MAX; i++)
+		if (b->thread[i / OWN_MAX].own[i % OWN_MAX].offset == offset)
+			return true;
+	return false;
+}
+
 /* What the dead had claimed: the heap knows what came of it. */
 static void resolve(struct common *c)
 {
@@ -309,6 +321,10 @@ static void resolve(struct common *c)
 	} else if (is == PANDO_HOLDING_HELD && worker_of(holder)) {
 		c->holder = holder;
 		c->word = COMMON_WORD(COMMON_HELD, worker_of(holder));
+	} else if (is == PANDO_HOLDING_PRIVATE && worker_of(holder) &&
+		   !is_own(worker_of(holder), c->offset)) {
+		c->holder = holder;
+		c->word = COMMON_WORD(COMMON_LENT, worker_of(holder));
 	} else {
 		c->word = COMMON_WORD(COMMON_NONE, 0);
 	}
@@ -316,11 +332,13 @@ static void resolve(struct common *c)
 
 static void settle_books(void)
 {
-	/* What a dead one held went with it; before the claims, since it may be in use again. */
+	/* What a dead one held or had lent went with it; before the claims, since it may be in use again. */
 	for (unsigned int i = 0; i < COMMON_MAX; i++) {
 		struct common *c = &shadow->common[i];
 
-		if (COMMON_STATE(c->word) == COMMON_HELD && !worker_of(c->holder)) {
+		if ((COMMON_STATE(c->word) == COMMON_HELD ||
+		     COMMON_STATE(c->word) == COMMON_LENT) &&
+		    !worker_of(c->holder)) {
 			c->word = COMMON_WORD(COMMON_NONE, 0);
 			common_note(c, __LINE__, c->holder);
 		}
@@ -390,6 +408,7 @@ static void compare_worker(const struct worker_book *b, const struct pando__walk
 	struct totals own = {0}, held = {0};
 
 	own_totals(b, &own);
+	common_totals(COMMON_LENT, b->holder, &own);
 	common_totals(COMMON_HELD, b->holder, &held);
 	if (heap->objects != own.objects)
 		show_own(b);
@@ -423,6 +442,7 @@ static void compare_books(void)
 	common_totals(COMMON_SHARED, 0, &shared);
 	common_totals(COMMON_SHARED, 0, &all);
 	common_totals(COMMON_HELD, 0, &all);
+	common_totals(COMMON_LENT, 0, &all);
 	for (unsigned int k = 1; k <= PANDO__WALK_LARGE; k++) {
 		heap_shared += w.classes[k].shared;
 		heap_objects += w.classes[k].objects;

@@ -263,6 +263,33 @@ static void do_free_held(struct worker_thread *t)
 	free_common(c);
 }
 
+/* Others may free what one has that is not killed: that is how a producer and its consumers work. */
+static void do_lend(struct worker_thread *t)
+{
+	const struct worker_book *book = &shadow->worker[t->worker];
+	struct own *o = book->immortal ? own_entry(t, true) : NULL;
+	struct common *c = o ? claim(t, COMMON_NONE, 0) : NULL;
+
+	if (!c)
+		return;
+	c->offset = o->offset;
+	c->bytes = o->bytes;
+	c->holder = book->holder;
+	o->offset = 0;
+	unclaim(c, COMMON_LENT, t->worker + 1);
+}
+
+static void do_free_lent(struct worker_thread *t)
+{
+	for (unsigned int i = 0; i < 4; i++) {
+		struct common *c = claim(t, COMMON_LENT, 0);
+
+		if (!c)
+			return;
+		free_common(c);
+	}
+}
+
 /* Gives an object to a worker: one of its own, one that it holds, or a shared one. */
 static void do_transfer(struct worker_thread *t)
 {
@@ -375,9 +402,10 @@ static uint64_t waited_ns(struct worker_thread *t, uint64_t took)
 static void operation(struct worker_thread *t)
 {
 	static void (*const what[])(struct worker_thread *) = {
-		do_alloc,    do_alloc,	   do_alloc,	 do_alloc,	do_alloc,	do_free,
-		do_free,     do_free,	   do_resize,	 do_share,	do_free_shared, do_transfer,
-		do_transfer, do_free_held, do_free_held, do_share_held,
+		do_alloc,	do_alloc,    do_alloc,	  do_alloc,	do_alloc,
+		do_free,	do_free,     do_free,	  do_resize,	do_share,
+		do_free_shared, do_transfer, do_transfer, do_free_held, do_free_held,
+		do_share_held,	do_lend,     do_lend,	  do_lend,	do_free_lent,
 	};
 	const unsigned int pick = (unsigned int)(rnd(t) % (sizeof(what) / sizeof(what[0])));
 	uint64_t begin, took, idle;

@@ -216,10 +216,7 @@ static void reap(uint32_t slot)
 	struct pando__reclaimed out;
 
 	pando__ledger_client(ledger, slot)->word = PANDO__CLIENT_WORD(5, PANDO__CLIENT_REAPING);
-	must(pando__heap_reap(&view, slot,
-			      (struct pando__slot *)(void *)(slots + slot * PANDO__SLOT_SIZE),
-			      &out) == 0,
-	     "reap");
+	must(pando__heap_reap(&view, slots, slot, &out) == 0, "reap");
 	for (uint64_t i = first; i < end; i++) {
 		const uint64_t word = view.spans[i].word;
 

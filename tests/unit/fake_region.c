@@ -40,7 +40,7 @@ void fake_region_kill(struct pando_region *r, struct pando__reclaimed *out)
 
 	forget(r);
 	pando__store_release(&e->word, PANDO__CLIENT_WORD(r->generation, PANDO__CLIENT_REAPING));
-	(void)pando__heap_reap(&r->heap->view, r->slot, (struct pando__slot *)(void *)page, out);
+	(void)pando__heap_reap(&r->heap->view, r->heap->slots, r->slot, out);
 	memset(page, 0, PANDO__SLOT_SIZE);
 	r->generation++;
 	pando__store_release(&e->word, PANDO__CLIENT_WORD(r->generation, PANDO__CLIENT_LIVE));

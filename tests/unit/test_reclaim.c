@@ -51,7 +51,7 @@ static struct pando__reclaimed reap(uint32_t client)
 	struct pando__reclaimed out;
 
 	hand_client(&h, client - 1, 5, PANDO__CLIENT_REAPING);
-	assert_int_equal(pando__heap_reap(&h.view, client - 1, hand_slot(&h, client - 1), &out), 0);
+	assert_int_equal(pando__heap_reap(&h.view, hand_slots(&h), client - 1, &out), 0);
 	return out;
 }
 
@@ -69,7 +69,7 @@ static void nothing_without_a_heap(void **state)
 
 	(void)state;
 	h.view.heap->magic = 0;
-	assert_int_equal(pando__heap_reap(&h.view, 0, hand_slot(&h, 0), &out), 1);
+	assert_int_equal(pando__heap_reap(&h.view, hand_slots(&h), 0, &out), 1);
 	assert_int_equal(pando__heap_sweep(&h.view, &out), 1);
 	assert_int_equal(pando__heap_recover(&h.view, &out), 1);
 }
@@ -627,9 +627,8 @@ static int victim(int fd)
 {
 	struct pando__reclaimed out;
 
-	return hand_map(&h, fd) && pando__heap_reap(&h.view, A - 1, hand_slot(&h, A - 1), &out) == 0
-		       ? 0
-		       : 1;
+	return hand_map(&h, fd) && pando__heap_reap(&h.view, hand_slots(&h), A - 1, &out) == 0 ? 0
+											       : 1;
 }
 
 /* Runs the broker's work in a process that dies there. Returns whether it did. */
