@@ -27,7 +27,7 @@ struct pando__gate {
  * 32 KiB together, where a thread has needed them.
  */
 #define PANDO__MAGAZINE 64u
-#define PANDO__MAGAZINE_MAX 256u
+#define PANDO__MAGAZINE_MAX 512u
 #define PANDO__MAGAZINE_BYTES (32u << 10)
 
 /* Pointers to CACHED objects of one class: bottom[0] up to top[-1]. All NULL: not in use. */
@@ -67,7 +67,7 @@ struct pando__magazines {
 	bool intent_shared; /* the last one: under front->intent_lock */
 	struct pando__magazines *next; /* of this thread */
 	struct pando__magazines *next_of_front, **at_front; /* under the lock of thread.c */
-	void *store[PANDO__CLASSES / 2 * (PANDO__MAGAZINE_MAX + PANDO__MAGAZINE)];
+	void *store[PANDO__CLASSES / 2 * (PANDO__MAGAZINE_MAX / 2 + PANDO__MAGAZINE)];
 };
 
 /* A few bytes of the static TLS block: the library must be loadable by dlopen(). */
