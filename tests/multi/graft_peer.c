@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <sys/uio.h>
 
@@ -123,6 +124,22 @@ static uint64_t readable(uint64_t address, uint64_t length)
 	return pages;
 }
 
+static int limit_descriptors(bool on)
+{
+	static struct rlimit before;
+	struct rlimit limit;
+	int lowest = open("/dev/null", O_RDONLY | O_CLOEXEC);
+
+	close(lowest);
+	if (!on)
+		return setrlimit(RLIMIT_NOFILE, &before);
+	if (getrlimit(RLIMIT_NOFILE, &before) < 0)
+		return -errno;
+	limit = before;
+	limit.rlim_cur = (rlim_t)lowest;
+	return setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 static void obey(struct pando *p, const struct request *r, struct peer_answer *a)
 {
 	void *at = (void *)(uintptr_t)r->a;
@@ -170,6 +187,9 @@ static void obey(struct pando *p, const struct request *r, struct peer_answer *a
 		break;
 	case PEER_MAPPED:
 		a->value = readable(r->a, r->b);
+		break;
+	case PEER_LIMIT:
+		a->rc = limit_descriptors(r->a);
 		break;
 	case PEER_HIDE:
 		a->rc = prctl(PR_SET_DUMPABLE, 0);

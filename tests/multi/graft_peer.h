@@ -33,6 +33,7 @@ enum peer_op {
 	PEER_SEND_ANY, /* the same, with one for anybody */
 	PEER_FDS, /* how many descriptors it has */
 	PEER_MAPPED, /* address, length: pages of the range that can be read */
+	PEER_LIMIT, /* 1: it can have no more descriptors than it has; 0: again as many as before */
 	PEER_HIDE, /* may not be attached to any more */
 	PEER_LEAVE,
 };

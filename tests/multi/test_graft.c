@@ -167,6 +167,55 @@ static void test_sender_has_let_go(struct harness *h)
 	peer_end(&to);
 }
 
+/* Somebody has the buffer mapped for writing: it cannot be sealed, and is as it was. */
+static void test_cannot_be_sealed(struct harness *h)
+{
+	struct peer to = peer_receiver(h);
+	struct pando_buffer *b = filled(h->checker, MIB, 12);
+	struct pando_graft_info info;
+	int fd = memfd_of_buffer();
+	char *other;
+
+	if (fd < 0)
+		harness_skip("buffers lie in no memfd here");
+	other = mmap(NULL, MIB, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(other != MAP_FAILED);
+	CHECK_ERR(pando_graft(h->checker, to.id, b, MIB, 0), EBUSY, "mapped");
+	await_grafts(h, 0, 0); /* the slot was given back */
+	CHECK_INT(pattern_check(pando_buffer_data(b), MIB, 12), 0);
+	pattern_write(pando_buffer_data(b), MIB, 13); /* and can be written as before */
+	CHECK_INT(pattern_check(other, MIB, 13), 0);
+	munmap(other, MIB);
+	CHECK_OK(pando_graft(h->checker, to.id, b, MIB, 0));
+	info = peer_ok(&to, PEER_ACCEPT, 0, 0, 0).info;
+	CHECK_INT(peer_do(&to, PEER_CHECK, (uintptr_t)info.address, MIB, 13).value, 0);
+	pando_buffer_free(b);
+	peer_end(&to);
+}
+
+/* A receiver without a free descriptor: the graft goes on waiting. */
+static void test_no_descriptor(struct harness *h)
+{
+	struct peer to = peer_receiver(h);
+	struct pando_buffer *b = filled(h->checker, MIB, 14);
+	struct peer_answer a;
+
+	CHECK_OK(pando_graft(h->checker, to.id, b, MIB, 5));
+	pando_buffer_free(b);
+	peer_ok(&to, PEER_LIMIT, 1, 0, 0);
+	if (used_way(h->checker) == PANDO_GRAFT_MEMFD) {
+		CHECK_INT(peer_do(&to, PEER_ACCEPT, 0, 0, 0).rc, -EMFILE);
+		CHECK_INT(peer_ok(&to, PEER_POLL, 0, 0, 0).value, 1);
+		await_grafts(h, 1, 0);
+	}
+	peer_ok(&to, PEER_LIMIT, 0, 0, 0);
+	a = peer_ok(&to, PEER_ACCEPT, 0, 0, 0);
+	CHECK_INT(a.info.tag, 5);
+	CHECK_INT(peer_do(&to, PEER_CHECK, (uintptr_t)a.info.address, MIB, 14).value, 0);
+	await_grafts(h, 0, 1);
+	peer_end(&to);
+}
+
 /* The receiver forks: its child has a copy, and neither sees what the other writes. */
 static void test_receiver_forks(struct harness *h)
 {
@@ -622,6 +671,8 @@ int main(int argc, char **argv)
 		{.name = "handing_over", .run = test_handing_over},
 		{.name = "part_of_a_buffer", .run = test_part_of_a_buffer},
 		{.name = "sender_has_let_go", .run = test_sender_has_let_go},
+		{.name = "cannot_be_sealed", .run = test_cannot_be_sealed},
+		{.name = "no_descriptor", .run = test_no_descriptor},
 		{.name = "receiver_forks", .run = test_receiver_forks},
 		{.name = "sender_forks", .run = test_sender_forks},
 		{.name = "filling", .run = test_filling},
