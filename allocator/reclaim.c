@@ -52,7 +52,7 @@ static uint64_t end_span(const struct pando__view *v)
 bool pando__heap_there(const struct pando__view *v)
 {
 	return pando__load_acquire(&v->heap->magic) == PANDO__HEAP_MAGIC &&
-	       v->heap->version == PANDO__HEAP_VERSION;
+	       pando__load_relaxed(&v->heap->version) == PANDO__HEAP_VERSION;
 }
 
 /* --- intents --- */
