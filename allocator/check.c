@@ -96,7 +96,7 @@ static void check_shared(struct check *c, uint64_t granule, uint16_t word)
 {
 	const unsigned int holder = PANDO__OBJECT_HOLDER(word);
 
-	if (holder == PANDO__HOLDER_REGION)
+	if (PANDO__OBJECT_OF_NOBODY(word))
 		return;
 	if (client_state(c, holder) == PANDO__CLIENT_FREE &&
 	    !intended(c, PANDO__INTENT_TRANSFER, granule))

@@ -169,6 +169,12 @@ struct pando__front_options {
 	uint64_t (*available)(void); /* see struct pando__view; may be NULL */
 };
 
+/*
+ * object.c, for libshm/directory. An object that this client holds becomes the directory's: one step;
+ * from then on nobody frees it, gives it away or shares it. 0; -EINVAL, -EPERM (also where it is the
+ * region's: take it first), -EALREADY, with a sentence.
+ */
+int pando__object_publish(struct pando_region *r, void *p);
 /* large.c: around a fork() of this process, by the handlers of libshm. */
 void pando__large_fork_prepare(void);
 void pando__large_fork_parent(void);
@@ -183,6 +189,13 @@ struct pando__front *pando__front_new(const struct pando__front_options *o);
 void pando__front_free(struct pando__front *f);
 /* In the child of a fork(): forgets the parent's front without touching shared memory. */
 void pando__front_abandon(struct pando__front *f);
+
+/*
+ * reclaim.c, for libshm/directory and the broker. The opposite: what is the directory's becomes held
+ * by client `slot`. For that client, or for the broker on its behalf, as often as one likes: true if
+ * it is so afterwards. offset: of an object, from the base; bounded by the caller.
+ */
+bool pando__object_withdraw(const struct pando__view *v, uint64_t offset, uint32_t slot);
 
 /*
  * reclaim.c: for the broker, on any thread, one caller for each region at a time. Everything here

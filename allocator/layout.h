@@ -35,14 +35,14 @@
  *	FREE	nobody's; in a slab, an object that can be refilled
  *	CACHED	in a magazine of the span's owner
  *	LIVE	private to the span's owner
- *	SHARED	belongs to the client in the upper bits, or to the region
+ *	SHARED	belongs to the client in the upper bits, to the region, or to the directory of names
  *	REMOTE	freed by somebody who does not own the span: its owner collects it
  *
  * Who may change it: FREE, CACHED: the owner of the span alone, with plain stores. LIVE: the owner
  * with a plain store to CACHED; anybody by CAS to REMOTE (a free), the owner by CAS to SHARED.
  * Frees by others may be plain stores as well, under an intent and with the broker's help (remote.c).
- * SHARED: its holder (anybody, where it is the region's) by CAS; the owner, if that is its holder
- * or it is the region's, by CAS to CACHED. REMOTE: the owner, by CAS (to FREE in slabs, to CACHED
+ * SHARED: its holder (anybody, where it is the region's; a writer of the directory, where it is that
+ * one's) by CAS; the owner, if that is its holder or it is the region's, by CAS to CACHED. REMOTE: the owner, by CAS (to FREE in slabs, to CACHED
  * for a large object that it is about to free), or the broker, by CAS. A word of an interior granule is FREE in slabs. In a large object the three words
  * after the first one hold its length (see LENGTH), stored before LIVE and cleared after it; the
  * others are FREE.
@@ -73,6 +73,7 @@
 /* Clients are named by slot + 1, in 14 bits of an object's word and 16 of a page's. */
 #define PANDO__HEAP_CLIENTS 16382u /* slots from here on cannot have a heap front */
 #define PANDO__HOLDER_REGION 0x3fffu
+#define PANDO__HOLDER_DIRECTORY 0u /* published: nobody may free it (libshm/directory) */
 
 /* Object words: two bits of code, 14 of payload. */
 #define PANDO__OBJECT_FREE 0x0000u
@@ -82,6 +83,10 @@
 #define PANDO__OBJECT_SHARED(holder) ((uint16_t)(0x0003u | (holder) << 2))
 #define PANDO__OBJECT_IS_SHARED(word) (((word)&3u) == 3u)
 #define PANDO__OBJECT_HOLDER(word) ((unsigned int)(word) >> 2)
+/* No client's: it does not go when one dies. */
+#define PANDO__OBJECT_OF_NOBODY(word)                                                              \
+	((word) == PANDO__OBJECT_SHARED(PANDO__HOLDER_REGION) ||                                   \
+	 (word) == PANDO__OBJECT_SHARED(PANDO__HOLDER_DIRECTORY))
 /*
  * LENGTH: words 1, 2 and 3 of a large object hold its usable size in granules, 13 bits each, lowest
  * first. They look like no other word.

@@ -131,7 +131,7 @@ void pando__misused(struct pando_region *r, const void *p, enum pando_misuse wha
 		[PANDO_MISUSE_NOT_OURS] = "is no address of the region's objects",
 		[PANDO_MISUSE_INTERIOR] = "is not the beginning of an object",
 		[PANDO_MISUSE_DOUBLE_FREE] = "is free already, or was never allocated",
-		[PANDO_MISUSE_FOREIGN] = "is held by another client",
+		[PANDO_MISUSE_FOREIGN] = "is held by another client, or published",
 		[PANDO_MISUSE_OVERRUN] = "has been written beyond its end",
 		[PANDO_MISUSE_WRITTEN_FREE] = "has been written while it was free",
 	};
@@ -265,6 +265,8 @@ enum pando_holding pando_owner(struct pando_region *r, const void *p, pando_hold
 		client = PANDO__OBJECT_HOLDER(s.word);
 	if (PANDO__OBJECT_IS_SHARED(s.word) && client == PANDO__HOLDER_REGION)
 		return PANDO_HOLDING_SHARED;
+	if (PANDO__OBJECT_IS_SHARED(s.word) && client == PANDO__HOLDER_DIRECTORY)
+		return PANDO_HOLDING_PUBLISHED;
 	if (holder)
 		*holder = holder_name(f, client);
 	return PANDO__OBJECT_IS_SHARED(s.word) ? PANDO_HOLDING_HELD : PANDO_HOLDING_PRIVATE;
@@ -273,7 +275,9 @@ enum pando_holding pando_owner(struct pando_region *r, const void *p, pando_hold
 static int cannot(int err, const struct pando__front *f, const void *p, const char *doing)
 {
 	return pando__fail(err, "%s %p of region \"%.63s\": %s", doing, p, f->view.ledger->name,
-			   err == EPERM ? "another client holds it" : "no object begins there");
+			   err == EPERM	     ? "another client holds it, or it is published"
+			   : err == EALREADY ? "it is published already"
+					     : "no object begins there");
 }
 
 static int gone(const struct pando__front *f, const void *p)
@@ -362,6 +366,25 @@ int pando_share(struct pando_region *r, void *p)
 	} while (!pando__cas_seq_cst(pando__word(&f->view, s.offset), &s.word,
 				     PANDO__OBJECT_SHARED(PANDO__HOLDER_REGION)));
 	PANDO_INJECT("heap.share.done");
+	return 0;
+}
+
+int pando__object_publish(struct pando_region *r, void *p)
+{
+	const uint16_t published = PANDO__OBJECT_SHARED(PANDO__HOLDER_DIRECTORY);
+	struct pando__front *f = pando__region_front(r);
+	struct seen s;
+
+	if (!f)
+		return -errno;
+	do {
+		if (look(&f->view, p, &s) != 0)
+			return cannot(EINVAL, f, p, "publishing");
+		if (s.word == published)
+			return cannot(EALREADY, f, p, "publishing");
+		if (!may(f, &s, false) || s.word == PANDO__OBJECT_SHARED(PANDO__HOLDER_REGION))
+			return cannot(EPERM, f, p, "publishing");
+	} while (!pando__cas_seq_cst(pando__word(&f->view, s.offset), &s.word, published));
 	return 0;
 }
 

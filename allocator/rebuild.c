@@ -87,7 +87,7 @@ static bool survives(struct span_state *s, uint64_t granule, uint64_t bytes)
 	/* Others give it to others and free it; each time around, one of them has got further. */
 	for (int tries = 0; tries < 64 && PANDO__OBJECT_IS_SHARED(word); tries++) {
 		if (PANDO__OBJECT_HOLDER(word) != s->b->dead || s->b->dead == 0) {
-			if (PANDO__OBJECT_HOLDER(word) != PANDO__HOLDER_REGION)
+			if (!PANDO__OBJECT_OF_NOBODY(word))
 				s->held = true;
 			return true;
 		}

@@ -200,7 +200,7 @@ static void free_one_held(struct held_look *l, uint64_t granule)
 
 	for (int tries = 0; tries < 64 && PANDO__OBJECT_IS_SHARED(word); tries++) {
 		if (PANDO__OBJECT_HOLDER(word) != l->dead) {
-			l->others |= PANDO__OBJECT_HOLDER(word) != PANDO__HOLDER_REGION;
+			l->others |= !PANDO__OBJECT_OF_NOBODY(word);
 			return;
 		}
 		if (pando__cas_acq_rel(&v->objects[granule], &word, PANDO__OBJECT_REMOTE)) {
@@ -250,6 +250,22 @@ static void free_held(const struct pando__view *v, uint64_t index, uint32_t dead
 	if (l.remote)
 		hint_held(v, index, l.remote);
 	(void)pando__cas_seq_cst(held, &looking, l.others ? 1 : 0);
+}
+
+/* --- what has a name --- */
+
+bool pando__object_withdraw(const struct pando__view *v, uint64_t offset, uint32_t slot)
+{
+	uint16_t word = PANDO__OBJECT_SHARED(PANDO__HOLDER_DIRECTORY);
+	const uint16_t held = PANDO__OBJECT_SHARED(slot + 1);
+	bool done;
+
+	done = pando__cas_seq_cst(&v->objects[offset / PANDO__GRANULE], &word, held) ||
+	       word == held;
+	/* After the word, as in a transfer: who takes this down looks at the words after that. */
+	if (done && pando__load_seq_cst(&v->spans[offset / PANDO__SPAN].held) != 1)
+		pando__store_seq_cst(&v->spans[offset / PANDO__SPAN].held, 1);
+	return done;
 }
 
 /* --- orphans, one --- */
@@ -555,8 +571,7 @@ static void hint_anew(const struct pando__view *v, uint64_t index)
 
 			if (word == PANDO__OBJECT_REMOTE)
 				pando__remote_hint(v, i * PANDO__GRANULE);
-			else if (PANDO__OBJECT_IS_SHARED(word) &&
-				 PANDO__OBJECT_HOLDER(word) != PANDO__HOLDER_REGION)
+			else if (PANDO__OBJECT_IS_SHARED(word) && !PANDO__OBJECT_OF_NOBODY(word))
 				pando__store_release(&v->spans[index].held, 1);
 		}
 	}
