@@ -200,6 +200,8 @@ struct region {
 	struct region_heap heap;
 	struct pando__rcu_view rcu; /* slots NULL: not mapped yet */
 	struct rcu_watch *watch; /* rcu.c; NULL: nobody has waited yet */
+	struct pando__directory *directory; /* mapped, writable */
+	struct directory_watch *writers; /* directory.c */
 	struct job job; /* what is being done to it, if `working` */
 	bool working;
 	bool placed; /* it has its range of the window */
@@ -405,6 +407,9 @@ void job_done(struct job *job);
 
 /* heap.c: heaps. */
 void heap_init(void); /* once in the process: SIGBUS in a heap ends a job, not the broker */
+/* Calls work(arg), which looks into a heap. False if it met memory that is not there, and has ended
+ * anywhere. */
+bool heap_guarded(void (*work)(void *arg), void *arg);
 /* True if a client has made a heap in the region. */
 bool heap_there(struct region *r);
 void heap_unmap(struct region *r);
@@ -453,6 +458,15 @@ void rcu_died(struct region *r);
 void rcu_clear(struct region *r, uint32_t slot);
 /* Called each second. */
 void rcu_tick(struct broker *b);
+
+/* directory.c: names of objects. */
+/* Maps its heads, and unmaps them. 0 or a negative errno with a sentence. */
+int directory_open(struct region *r);
+void directory_close(struct region *r);
+/* The client of this slot is REAPING, and the region has a heap: what it was changing is mended. */
+void directory_died(struct region *r, uint32_t slot);
+/* Called each second. */
+void directory_tick(struct broker *b);
 
 /* takeup.c: after a restart. */
 struct takeup_client {

@@ -66,6 +66,7 @@ void region_free(struct region *r)
 		window_release(&b->window, r->record.base);
 	quota_discharge(&b->quota, r->record.uid, r->charged, 1, 0);
 	heap_unmap(r);
+	directory_close(r);
 	rcu_close(r);
 	if (r->ledger)
 		munmap(r->ledger, PANDO__LEDGER_SIZE);
@@ -122,6 +123,7 @@ int region_make_files(struct region *r)
 int region_open_files(struct region *r)
 {
 	void *at;
+	int rc;
 
 	r->ledger_ro = pando__file_reopen_readonly(r->ledger_fd);
 	if (r->ledger_ro < 0)
@@ -132,7 +134,8 @@ int region_open_files(struct region *r)
 		return pando__fail(errno, "cannot map the ledger of region \"%s\": %s",
 				   r->record.name, strerror(errno));
 	r->ledger = at;
-	return rcu_open(r);
+	rc = rcu_open(r);
+	return rc < 0 ? rc : directory_open(r);
 }
 
 bool region_lazy(const struct region *r)

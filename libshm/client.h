@@ -46,6 +46,7 @@
 
 #include "allocator/front.h"
 #include "common/layout.h"
+#include "directory/directory.h"
 #include "graft/graft.h"
 #include "protocol/protocol.h"
 #include "rcu/reader.h"
@@ -106,6 +107,7 @@ struct pando {
 struct pando_region {
 	struct pando__gate gate; /* heap.c; first, where the heap's fast paths look */
 	struct pando__rcu_gate rcu; /* rcu/reader.c; next, where the readers' look */
+	struct pando__directory_gate directory; /* directory/find.c; then these */
 	struct pando *p;
 	struct pando_region *next; /* under p->lock */
 	unsigned int opens; /* under p->lock */

@@ -58,6 +58,7 @@ void fake_heap_init(struct fake_heap *h, uint64_t max_size, uint64_t committed, 
 	h->ledger->page_size = PANDO__PAGE;
 	h->ledger->max_clients = PANDO__MAX_CLIENTS;
 	h->ledger->flags = lazy ? PANDO_HEAP : 0;
+	h->ledger->directory_seed = 0x5eed5eed5eed5eedull;
 	strcpy(h->ledger->name, "fake");
 	if (pando__view_init(&h->view, base, h->ledger) != 0 || pando__heap_format(&h->view) != 0) {
 		fprintf(stderr, "fake heap: %s\n", pando_strerror_last());

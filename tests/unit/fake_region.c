@@ -13,6 +13,7 @@ void fake_region_init(struct pando_region *r, struct fake_heap *heap, uint32_t s
 	memset(r, 0, sizeof(*r));
 	pthread_mutex_init(&r->making, NULL);
 	pando__rcu_gate_init(&r->rcu);
+	r->directory = pando__directory_gate_of(heap->ledger, heap->slots, heap->view.base);
 	r->heap = heap;
 	r->slot = slot;
 	r->generation = 1;
