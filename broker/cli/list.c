@@ -194,7 +194,9 @@ const struct cli_verb cli_stat = {
 		"read in it (READING: are in a read section), how many objects have been retired "
 		"and "
 		"wait for them,\n"
-		"and which of them have kept others waiting for more than a second.\n",
+		"and which of them have kept others waiting for more than a second; how many names "
+		"it has, and\n"
+		"which processes have held up others who change names for that long.\n",
 	.run = run_stat,
 };
 
