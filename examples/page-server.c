@@ -16,6 +16,9 @@
  * until the restored process has the memory; the first reading, and the first writing of all pages there; and the memory
  * that both have together when it has been handed over and read.
  *
+ * A process to be restored has fresh memory, so writev's time has the page faults of it; with --warm it
+ * copies into memory that is there already.
+ *
  * Nothing lies in a file system; when this process ends, for whatever reason, the others do.
  */
 #include <arpa/inet.h>
@@ -69,6 +72,7 @@ struct figures {
 
 static uint64_t size = 256u << 20;
 static unsigned int rounds = 3, want_way, buffer_flags;
+static bool warm;
 static volatile sig_atomic_t interrupted;
 static pid_t children[2];
 static struct pando *p; /* the restored process, a child, is a client of its own by it */
@@ -215,6 +219,8 @@ static void restore_writev(int socket, uint64_t round)
 		_exit(1);
 	if (buffer_flags & PANDO_BUFFER_HUGE)
 		(void)madvise(room, size, MADV_HUGEPAGE);
+	for (uint64_t at = 0; warm && at < size; at += PAGE)
+		((volatile char *)room)[at] = 1;
 	r.address = (uintptr_t)room;
 	if (!put(socket, &r, sizeof(r)) || !get(socket, &done, 1))
 		_exit(1);
@@ -447,6 +453,7 @@ static void usage(FILE *out)
 	      "  -s, --size MIB     of the image (default: 256)\n"
 	      "  -r, --rounds N     of each (default: 3)\n"
 	      "  -w, --way WAY      auto (default), memfd or mmap (moves pages; patched kernel)\n"
+	      "      --warm         process_vm_writev() finds memory that has been touched before\n"
 	      "      --huge         2 MiB pages on both sides, where the system permits them\n"
 	      "  -h, --help\n"
 	      "\n"
@@ -471,9 +478,13 @@ static uint64_t number(const char *what, const char *text, uint64_t max)
 static void options(int argc, char **argv)
 {
 	static const struct option longs[] = {
-		{"size", required_argument, NULL, 's'}, {"rounds", required_argument, NULL, 'r'},
-		{"way", required_argument, NULL, 'w'},	{"huge", no_argument, NULL, 'H'},
-		{"help", no_argument, NULL, 'h'},	{NULL, 0, NULL, 0},
+		{"size", required_argument, NULL, 's'},
+		{"rounds", required_argument, NULL, 'r'},
+		{"way", required_argument, NULL, 'w'},
+		{"warm", no_argument, NULL, 'W'},
+		{"huge", no_argument, NULL, 'H'},
+		{"help", no_argument, NULL, 'h'},
+		{NULL, 0, NULL, 0},
 	};
 	int opt;
 
@@ -493,6 +504,9 @@ static void options(int argc, char **argv)
 				break;
 			fprintf(stderr, "page-server: there is no way \"%s\"\n", optarg);
 			exit(2);
+		case 'W':
+			warm = true;
+			break;
 		case 'H':
 			buffer_flags = PANDO_BUFFER_HUGE;
 			break;

@@ -186,7 +186,7 @@ struct pando__msg_walk {
 #define PANDO__GRAFT_HUGE (2u << 20) /* slots of at least this size are aligned to it */
 #define PANDO__GRAFT_ROOM_MAX (1ull << 46) /* of a reservation */
 
-/* The sender's part of address space that grafts are placed in. */
+/* Where grafts may lie in the process that sends this. */
 struct pando__msg_graft_listen {
 	uint64_t base; /* multiple of PANDO__GRAFT_HUGE */
 	uint64_t size; /* the same, not 0 */
