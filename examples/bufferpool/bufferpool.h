@@ -22,7 +22,8 @@
  * to write the frame's number into one of them. Who wants to use a removed frame again looks, after
  * the grace period, whether any place names it. That is enough: who pins does so in the read section in
  * which it found the frame, so whoever found the frame at all has its pin in its record by the time
- * that the grace period is over. Nothing shared is written for a hit; hot pages do not bounce between
+ * that the grace period is over. Frames are linked in place and never freed, so there is nothing to
+ * retire: grace periods guard their second use. Nothing shared is written for a hit; hot pages do not bounce between
  * processors; and whose pin it is needs no book-keeping: it lies in the record of its owner.
  *
  *	reader				who removes a frame
