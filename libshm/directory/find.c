@@ -150,7 +150,7 @@ void pando__read_entry(const struct pando__directory_gate *g, const struct pando
 static inline bool reading(struct pando_region *r)
 {
 	const struct pando__read_gate *gate = pando__load_acquire(&pando__rcu_gate(r)->reading);
-	const struct pando__reading *me = &pando__reading;
+	const struct pando__reading *me = pando__my_reading();
 
 	if (__builtin_expect(me->serial == gate->serial, 1))
 		return (pando__load_relaxed(me->section) & PANDO__SECTION_DEPTH) != 0;
