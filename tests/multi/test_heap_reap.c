@@ -13,13 +13,7 @@
 #include "harness.h"
 
 #define MIB (1ull << 20)
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define LIMIT_MS 1e9 /* a broker that is watched at each access says nothing about time */
-#define ATTEMPTS 1
-#else
-#define LIMIT_MS 20.0
 #define ATTEMPTS 5 /* what else the machine does is not the broker's fault */
-#endif
 
 static struct pando_region *heap_region(struct harness *h, const char *name)
 {
@@ -152,6 +146,20 @@ static double reap_once(struct harness *h, struct pando_region *r, const struct 
 	return (double)after.heap_reap_ns_last / 1e6;
 }
 
+/*
+ * What the best attempt must stay below. As a test: what no machine's load explains. As a benchmark (which
+ * sets the variable): what is promised. Under a sanitizer: anything.
+ */
+static double limit_ms(void)
+{
+	const char *limit = getenv("HEAP_REAP_LIMIT_MS");
+
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+	return 1e9;
+#endif
+	return limit ? strtod(limit, NULL) : 200.0;
+}
+
 static void test_100_mib(struct harness *h)
 {
 	static const struct load loads[] = {
@@ -169,6 +177,7 @@ static void test_100_mib(struct harness *h)
 		{" that somebody else had given to it", 4096, .given = true},
 	};
 	struct pando_region *r = heap_region(h, "reap");
+	const double limit = limit_ms();
 
 	survivors = mmap(NULL, SURVIVORS * sizeof(*survivors), PROT_READ | PROT_WRITE,
 			 MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -176,7 +185,7 @@ static void test_100_mib(struct harness *h)
 	for (size_t i = 0; i < sizeof(loads) / sizeof(loads[0]); i++) {
 		double best = 1e9, worst = 0;
 
-		for (int k = 0; k < ATTEMPTS && best >= LIMIT_MS / 2; k++) {
+		for (int k = 0; k < ATTEMPTS && best >= limit / 2; k++) {
 			double ms = reap_once(h, r, &loads[i]);
 
 			best = ms < best ? ms : best;
@@ -184,7 +193,7 @@ static void test_100_mib(struct harness *h)
 		}
 		printf("  100 MiB in objects of %zu bytes%s: reaped in %.3f ms (worst: %.3f)\n",
 		       loads[i].size, loads[i].how, best, worst);
-		CHECK(best < LIMIT_MS);
+		CHECK(best < limit);
 	}
 	munmap(survivors, SURVIVORS * sizeof(*survivors));
 	CHECK_OK(pando_region_destroy(h->checker, "reap"));
