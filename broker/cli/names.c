@@ -6,7 +6,6 @@
  * sections of one name each: it holds up nobody, and sees each name that is there all the time
  * once.
  */
-#include <inttypes.h>
 #include <string.h>
 
 #include "cli.h"
@@ -26,18 +25,16 @@ static const struct cli_column name_columns[N_COLUMNS] = {
 static int fill(struct pando_region *r, const char *prefix, struct cli_table *t)
 {
 	struct pando_name n = {0};
-	char text[24];
 	int rc;
 
 	while ((rc = pando_name_next(r, &n)) > 0) {
 		if (strncmp(n.name, prefix, strlen(prefix)) != 0)
 			continue;
-		snprintf(text, sizeof(text), "0x%" PRIxPTR, (uintptr_t)n.descriptor.object);
 		cli_line(t);
 		cli_text(t, N_NAME, n.name);
 		cli_number(t, N_VERSION, n.descriptor.version);
 		cli_size(t, N_SIZE, n.descriptor.size);
-		cli_text(t, N_ADDRESS, text);
+		cli_hex(t, N_ADDRESS, (uintptr_t)n.descriptor.object);
 	}
 	return rc;
 }

@@ -2,17 +2,15 @@
 /*
  * What names cost.
  *
- *	handle		a read section in which an object is found by a handle, beside one in which a
- *			pointer is loaded
- *	find		the same by name, among 1,000 and 100,000 names, beside find() of
+ *	find		a read section in which an object is found by name, among 1,000 and 100,000 names, beside find() of
  *			Boost.Interprocess's managed_shared_memory with the same names in one run
  *	writer		reads of one thread by handle and by name, with and without another process that
  *			replaces 1,000 names a second, by the time of the reader's processor
  *	million		a million names: publishing, finding, replacing, withdrawing one; bytes for each
  *
  * Rounds of the peers alternate, and the fastest round of each counts. Prints one JSON object for each.
- * Exit status 1 if a promised figure is missed: 5 ns more for a handle, half of Boost's time, 5 percent
- * of the rate. Environment: BENCH_ROUNDS (30), BENCH_NAMES (1000000), BENCH_ONLY (the name of one).
+ * Exit status 1 if a promised figure is missed: half of Boost's time, 5 percent of the rate. What a
+ * handle costs is in bench_rcu.c. Environment: BENCH_ROUNDS (30), BENCH_NAMES (1000000), BENCH_ONLY (the name of one).
  */
 #include "harness.h"
 
@@ -24,6 +22,7 @@
 
 #include <pando/pando.h>
 
+#include "bench.h"
 #include "directory_boost.h"
 
 #define PAIRS 300000u
@@ -32,22 +31,7 @@
 #define MIB (1ull << 20)
 
 static struct pando_region *region;
-static void *shared_pointer;
 static char (*names)[24];
-
-static uint64_t env(const char *name, uint64_t otherwise)
-{
-	const char *text = getenv(name);
-
-	return text ? strtoull(text, NULL, 0) : otherwise;
-}
-
-static bool wanted(const char *name)
-{
-	const char *only = getenv("BENCH_ONLY");
-
-	return !only || strcmp(only, name) == 0;
-}
 
 static void publish(const char *name, unsigned char fill)
 {
@@ -56,59 +40,6 @@ static void publish(const char *name, unsigned char fill)
 	CHECK(o != NULL);
 	memset(o, fill, 256);
 	CHECK_OK(pando_publish(region, name, o));
-}
-
-/* --- handle --- */
-
-static double pointer_pairs(unsigned int n)
-{
-	const uint64_t begun = harness_now_ns();
-
-	for (unsigned int i = 0; i < n; i++) {
-		void *volatile seen;
-
-		(void)pando_read_lock(region);
-		seen = __atomic_load_n(&shared_pointer, __ATOMIC_CONSUME);
-		(void)seen;
-		(void)pando_read_unlock(region);
-	}
-	return (double)(harness_now_ns() - begun) / n;
-}
-
-static double handle_pairs(unsigned int n, struct pando_handle *h)
-{
-	const uint64_t begun = harness_now_ns();
-
-	for (unsigned int i = 0; i < n; i++) {
-		void *volatile seen;
-
-		(void)pando_read_lock(region);
-		seen = pando_lookup_handle(region, h);
-		(void)seen;
-		(void)pando_read_unlock(region);
-	}
-	return (double)(harness_now_ns() - begun) / n;
-}
-
-static int bench_handle(void)
-{
-	double pointer = 1e9, handle = 1e9;
-	struct pando_handle h;
-
-	publish("handle", 1);
-	CHECK_OK(pando_handle_init(region, &h, "handle"));
-	for (uint64_t i = 0; i < env("BENCH_ROUNDS", 30); i++) {
-		const double a = pointer_pairs(PAIRS), b = handle_pairs(PAIRS, &h);
-
-		pointer = a < pointer ? a : pointer;
-		handle = b < handle ? b : handle;
-	}
-	CHECK(h.entry != NULL);
-	CHECK_OK(pando_withdraw(region, "handle"));
-	printf("{\"bench\": \"directory\", \"workload\": \"handle\", \"pointer_ns\": %.2f, "
-	       "\"handle_ns\": %.2f, \"more_ns\": %.2f, \"limit_ns\": 5}\n",
-	       pointer, handle, handle - pointer);
-	return handle - pointer > 5;
 }
 
 /* --- find --- */
@@ -357,8 +288,6 @@ static void run(struct harness *h)
 		snprintf(names[i], sizeof(names[i]), "order/book/%u", i);
 	CHECK_OK(pando_region_open(h->checker, "directory", PANDO_CREATE | PANDO_HEAP,
 				   &(struct pando_region_options){.size = 512 * MIB}, &region));
-	if (wanted("handle"))
-		missed += bench_handle();
 	if (wanted("find"))
 		missed += bench_find();
 	if (wanted("writer"))

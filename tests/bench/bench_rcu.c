@@ -26,6 +26,7 @@
 #include <pando/directory.h>
 #include <pando/rcu.h>
 
+#include "bench.h"
 #include "rcu_peers.h"
 
 #define PAIRS 1000000u
@@ -35,20 +36,6 @@
 
 static struct pando_region *region;
 static void *shared_pointer;
-
-static uint64_t env(const char *name, uint64_t otherwise)
-{
-	const char *text = getenv(name);
-
-	return text ? strtoull(text, NULL, 0) : otherwise;
-}
-
-static bool wanted(const char *name)
-{
-	const char *only = getenv("BENCH_ONLY");
-
-	return !only || strcmp(only, name) == 0;
-}
 
 static double pando_pairs(unsigned int n)
 {

@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 
 #include "directory/directory.h"
+#include "input.h"
 
 #define SIZE (3ull << 20)
 #define ROOM (1ull << 20)
@@ -27,28 +28,6 @@ static struct pando__view view;
 static struct pando__shard *shard;
 static uint32_t *watched;
 static char *before; /* copy of the heap */
-
-struct input {
-	const uint8_t *data;
-	size_t size;
-};
-
-static uint64_t number(struct input *in, unsigned int bytes)
-{
-	uint64_t n = 0;
-
-	for (unsigned int i = 0; i < bytes && in->size > 0; i++, in->size--)
-		n = n << 8 | *in->data++;
-	return n;
-}
-
-static void must(bool holds, const char *what)
-{
-	if (holds)
-		return;
-	fprintf(stderr, "fuzz-directory: %s\n", what);
-	abort();
-}
 
 /* The end of it is the end of what can be accessed. */
 static char *guarded(size_t size)
