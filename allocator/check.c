@@ -16,8 +16,8 @@
  *		gives it to it is still at it; then the span is `held`
  *	orphan	what is REMOTE has its hint, or the one who frees it is still at it
  *
- * Of the others: FREE, RESERVE and ABSENT have no pages; RESERVE, and FREE where memory stays, have
- * no entries and no words. SWEEPING spans are the broker's business.
+ * Of the others: FREE, RESERVE and ABSENT have no pages and nothing lent; RESERVE, and FREE where
+ * memory stays, have no entries and no words. SWEEPING spans are the broker's business.
  *
  * A snapshot of a span that others change can show what never was. So what looks wrong is looked at
  * again, with growing pauses, and counts if it is the same each time.
@@ -46,6 +46,7 @@ struct check {
 	uint64_t word;
 	uint32_t held, remote;
 	uint64_t pages;
+	uint16_t lent;
 	uint32_t entries[PANDO__SPAN_PAGES];
 	uint16_t words[PANDO__SPAN_GRANULES] __attribute__((aligned(8)));
 	/* The first thing that looks wrong. */
@@ -95,7 +96,7 @@ static void check_shared(struct check *c, uint64_t granule, uint16_t word)
 {
 	const unsigned int holder = PANDO__OBJECT_HOLDER(word);
 
-	if (holder == PANDO__HOLDER_REGION)
+	if (PANDO__OBJECT_OF_NOBODY(word))
 		return;
 	if (client_state(c, holder) == PANDO__CLIENT_FREE &&
 	    !intended(c, PANDO__INTENT_TRANSFER, granule))
@@ -250,6 +251,9 @@ static void check_unused(struct check *c)
 {
 	if (c->pages)
 		wrong(c, 0, "a span that is nobody's, with pages in use", c->pages);
+	/* LEFT may be found here until somebody takes the span. */
+	if (c->lent == PANDO__LENT || c->lent == PANDO__LENT_BUSY)
+		wrong(c, 0, "a span that is nobody's, with pages lent", c->lent);
 	for (unsigned int p = 0; p < PANDO__SPAN_PAGES; p++)
 		if (c->entries[p])
 			wrong(c, p * PANDO__PAGE_GRANULES, "an entry in a span that is nobody's",
@@ -271,6 +275,7 @@ static void look(struct check *c, bool words)
 	for (unsigned int p = 0; words && p < PANDO__SPAN_PAGES; p++)
 		c->entries[p] =
 			pando__load_acquire(&v->page_table[c->index * PANDO__SPAN_PAGES + p]);
+	c->lent = pando__load_acquire(&v->spans[c->index].lent);
 	c->pages = pando__load_acquire(&v->spans[c->index].pages);
 	c->held = pando__load_acquire(&v->spans[c->index].held);
 	c->remote = pando__load_acquire(&v->spans[c->index].remote);

@@ -8,6 +8,10 @@
  * the mapping, since clients keep no descriptor, and both may be repeated: a process that is killed
  * in between leaves some pages more or less, which nobody relies on.
  *
+ * Giving back waits for a lock of the kernel's that all processes share which have the region: its file's.
+ * Whoever holds it may be waiting for a processor, for seconds where there are hundreds. So clients
+ * leave it to the broker (span.c), but for pando_heap_trim() and where memory is short.
+ *
  * The kernel's answer to memory that is not there can be the OOM killer. So every so often the
  * question of how much the machine and the control groups can spare is asked before, as the broker
  * asks it before it commits a region. When there is none, what is RESERVE is given back first.
@@ -95,4 +99,17 @@ void pando__decommit(const struct pando__view *v, uint64_t offset, uint64_t leng
 	while (madvise(v->base + offset, length, MADV_REMOVE) < 0 &&
 	       (errno == EINTR || errno == EAGAIN))
 		;
+}
+
+void pando__decommit_pages(const struct pando__view *v, uint64_t index, uint64_t pages)
+{
+	while (v->lazy && pages) {
+		const unsigned int from = (unsigned int)__builtin_ctzll(pages);
+		const uint64_t rest = ~(pages >> from);
+		const unsigned int n = rest ? (unsigned int)__builtin_ctzll(rest) : 64;
+
+		pando__decommit(v, index * PANDO__SPAN + (uint64_t)from * PANDO__PAGE,
+				(uint64_t)n * PANDO__PAGE);
+		pages &= n == 64 ? 0 : ~(((1ull << n) - 1) << from);
+	}
 }

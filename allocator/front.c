@@ -27,6 +27,7 @@
  * paths fail there, whatever kind of fork it was, and pando__region_front() finds out.
  */
 #include "debug.h"
+#include "remote.h"
 
 #include <errno.h>
 #include <string.h>
@@ -65,8 +66,10 @@ static void *refill(struct pando__front *f, struct pando__magazines *m, unsigned
 	}
 	PANDO_INJECT("heap.refill.taken");
 	/* The first ones come from one page; who goes on allocating gets more at a time. */
-	if (mag->fill < (mag->limit - mag->bottom) / 2)
+	if (mag->fill * 2 <= mag->room / 2)
 		mag->fill = (uint16_t)(mag->fill * 2);
+	if (mag->limit < mag->bottom + mag->fill * 2)
+		mag->limit = mag->bottom + mag->fill * 2;
 	mag->top = mag->bottom + n - 1;
 	p = *mag->top;
 	pando__store_relaxed(pando__word(&f->view, pando__offset(&f->view, p)), PANDO__OBJECT_LIVE);
@@ -153,6 +156,19 @@ static inline struct pando__magazine *magazine(struct pando__magazines *m, unsig
 
 	__asm__("" : "+r"(mag));
 	return mag;
+}
+
+/*
+ * Who frees an object will soon have it again, and write to it: a line that is not there then holds up
+ * all stores behind it.
+ */
+static inline void prefetch_for_write(const void *p)
+{
+#ifdef __x86_64__
+	__asm__ volatile("prefetchw %0" : : "m"(*(const char *)p));
+#else
+	__builtin_prefetch(p, 1, 3);
+#endif
 }
 
 /* The word of an object, whose address is a multiple of 32: two bytes for each. */
@@ -277,10 +293,14 @@ static inline __attribute__((always_inline)) void release(struct pando_region *r
 				pando__store_relaxed(word, PANDO__OBJECT_CACHED);
 				*top = p;
 				mag->top = top + 1;
+				prefetch_for_write(p);
 				return;
 			}
-		} else {
+		} else if (!pando__remote_announced(m, granule) ||
+			   UNLIKELY(!pando__remote_step(m, granule, word, false))) {
 			free_others(r, p, site, entry);
+			return;
+		} else {
 			return;
 		}
 	}
@@ -329,11 +349,15 @@ void *pando_calloc(struct pando_region *r, size_t n, size_t size)
 int pando_heap_trim(struct pando_region *r)
 {
 	struct pando__front *f = pando__region_front(r);
+	struct pando__magazines *m;
 
 	if (!f)
 		return -errno;
+	m = pando__magazines(f);
+	if (m)
+		pando__remote_settle(m);
 	pando__magazines_flush(f);
-	pando__collect(f);
+	pando__collect_all(f);
 	pando__large_trim(f);
 	pando__slabs_trim(f);
 	pando__pages_trim(f);

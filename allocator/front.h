@@ -27,7 +27,7 @@ struct pando__gate {
  * 32 KiB together, where a thread has needed them.
  */
 #define PANDO__MAGAZINE 64u
-#define PANDO__MAGAZINE_MAX 256u
+#define PANDO__MAGAZINE_MAX 512u
 #define PANDO__MAGAZINE_BYTES (32u << 10)
 
 /* Pointers to CACHED objects of one class: bottom[0] up to top[-1]. All NULL: not in use. */
@@ -52,16 +52,22 @@ struct pando__magazines {
 	uintptr_t words; /* &objects[0] - base / 16: where the words of address 0 would be */
 	uint32_t me_above; /* this client << 16 */
 	uint32_t intent_number;
+	struct pando__intent *intent; /* of this thread */
+	/*
+	 * remote.c: the slab (offset / PANDO__SLAB) in which this thread frees without telling its
+	 * owner each time, or NOTHING_UNTOLD; and the page-table entry of who owns that.
+	 */
+	uint32_t untold, untold_entry;
+#define PANDO__NOTHING_UNTOLD UINT32_MAX
 	struct pando__magazine of[PANDO__CLASSES];
 
 	uint64_t serial;
 	struct pando__front *front; /* NULL: gone. Under the lock of thread.c */
-	struct pando__intent *intent; /* of this thread */
 	uint32_t cache; /* large.c: the thread's cache in jemalloc + 1; 0: none yet */
 	bool intent_shared; /* the last one: under front->intent_lock */
 	struct pando__magazines *next; /* of this thread */
 	struct pando__magazines *next_of_front, **at_front; /* under the lock of thread.c */
-	void *store[PANDO__CLASSES / 2 * (PANDO__MAGAZINE_MAX + PANDO__MAGAZINE)];
+	void *store[PANDO__CLASSES / 2 * (PANDO__MAGAZINE_MAX / 2 + PANDO__MAGAZINE)];
 };
 
 /* A few bytes of the static TLS block: the library must be loadable by dlopen(). */
@@ -92,6 +98,7 @@ struct pando__front {
 	struct pando__large *large; /* large.c */
 	uint32_t large_count; /* allocations of large objects, for when to collect */
 	unsigned int debug; /* PANDO__DEBUG_*; not 0: no fast path; see debug.c. Constant */
+	bool heeds; /* others' membarrier(): frees without a locked instruction; remote.c. Constant */
 	uint32_t *debug_stays; /* by page: how often it has left this client */
 
 	/* thread.c, under its lock. */
@@ -99,7 +106,7 @@ struct pando__front {
 	struct pando__magazines *threads;
 	uint64_t intents_used[(PANDO__INTENTS + 63) / 64];
 
-	pthread_mutex_t intent_lock; /* object.c: threads that have no intent to themselves */
+	pthread_mutex_t intent_lock; /* remote.c: threads that have no intent to themselves */
 };
 
 static inline uint16_t *pando__word(const struct pando__view *v, uint64_t offset)
@@ -128,6 +135,11 @@ void pando__free_for(struct pando_region *r, void *p, const void *site);
 /* Pushes a CACHED small object of this client, flushing half of the magazine if it is full. */
 void pando__magazine_push(struct pando__front *f, unsigned int class, void *p);
 
+/* remote.c */
+
+/* Part of the fast path; `entry`: of p's page. False: it is no plain case, and nothing has changed. */
+bool pando__object_free_others(struct pando__magazines *m, const void *p, uint32_t entry);
+
 /* object.c */
 
 /*
@@ -135,8 +147,6 @@ void pando__magazine_push(struct pando__front *f, unsigned int class, void *p);
  * it, for the debug form.
  */
 void pando__object_free(struct pando_region *r, struct pando__front *f, void *p, const void *site);
-/* Part of the fast path; `entry`: of p's page. False: it is no plain case, and nothing has changed. */
-bool pando__object_free_others(const struct pando__magazines *m, const void *p, uint32_t entry);
 /* Tells the handler. `doing` begins the sentence: "freeing". Returns if the handler does. */
 void pando__misused(struct pando_region *r, const void *p, enum pando_misuse what,
 		    const char *doing);
@@ -158,6 +168,11 @@ extern uint32_t pando__fake_node; /* for tests: NUMA node + 1 of all threads; 0:
 int pando__span_take_at(struct pando__front *f, uint32_t index);
 /* Gives back a span of this client whose pages are all free. */
 void pando__span_give(struct pando__front *f, uint32_t index);
+/*
+ * The same for one that the broker has been lent pages of, and whose memory it is giving back: the broker
+ * shall give the span back. False if it has ended that meanwhile: then nothing was done.
+ */
+bool pando__span_leave(struct pando__front *f, uint32_t index);
 
 /* pages.c: any thread, no lock held. Runs of pages in this client's spans. */
 
@@ -218,6 +233,8 @@ void pando__slab_flush(struct pando__front *f, unsigned int class, void *const *
 		       unsigned int count);
 /* Collects what others have freed in this client's spans, small and large. */
 void pando__collect(struct pando__front *f);
+/* The same, also what they have not told yet (remote.c). */
+void pando__collect_all(struct pando__front *f);
 /* Returns empty slabs. */
 void pando__slabs_trim(struct pando__front *f);
 

@@ -181,7 +181,7 @@ static int fill_header(const struct pando__view *v, const struct pando__heap *wa
 			return not_a_heap(v);
 	}
 	for (size_t i = 1; i < offsetof(struct pando__heap, search) / sizeof(uint64_t); i++)
-		if (from[i])
+		if (from[i] != pando__load_relaxed(&to[i]))
 			pando__store_relaxed(&to[i], from[i]);
 	PANDO_INJECT("heap.format.fields");
 	return 0;

@@ -12,6 +12,7 @@
  *	slab.c		slabs: refilling and flushing magazines, collecting what others have freed
  *	front.c		the fast paths: magazines of threads; alloc and free
  *	object.c	owner, transfer, share, realloc, misuse
+ *	remote.c	freeing in the spans of others
  *	debug.c		the debug form of a front
  *	stat.c, check.c	walking the heap
  *	reclaim.c	what the broker does: the dead, orphans, the idle. Needs no front
@@ -100,6 +101,8 @@ int pando__commit(const struct pando__view *v, uint64_t offset, uint64_t length)
 /* Gives memory back, if the system takes it; what it reads as afterwards is undefined. Nothing to do
  * in a region that is not lazy. */
 void pando__decommit(const struct pando__view *v, uint64_t offset, uint64_t length);
+/* The same for pages of one span: bit n is page n. */
+void pando__decommit_pages(const struct pando__view *v, uint64_t index, uint64_t pages);
 
 /* span.c: what needs no front. Spans by index: offset / PANDO__SPAN. */
 
@@ -109,12 +112,20 @@ void pando__decommit(const struct pando__view *v, uint64_t offset, uint64_t leng
  */
 bool pando__span_release(const struct pando__view *v, uint32_t index, uint64_t word);
 /*
- * Gives the memory of spans back that have been RESERVE for at least age_ms, at most `most` of them.
- * `purger`: slot + 1, or PANDO__OWNER_BROKER. Returns how many. Two system calls for each of them; any
- * thread.
+ * Gives the memory of spans back that have been RESERVE for at least age_ms, at most `most` of them, and
+ * for the broker, of free pages that it has been lent. `purger`: slot + 1, or PANDO__OWNER_BROKER.
+ * Returns of how many spans. Two system calls for each run of empty ones, each of which waits for others
+ * who do the same to the region; any thread, the broker's one at a time.
  */
 uint32_t pando__spans_purge(const struct pando__view *v, uint32_t purger, uint32_t age_ms,
 			    uint32_t most);
+/* Set after a span has become RESERVE or LENT: there is something to purge. */
+void pando__purge_hint(const struct pando__view *v);
+/*
+ * For the broker. Finishes what it, or one before it, had begun with the pages lent to it in a span
+ * that is OWNED or ORPHAN.
+ */
+void pando__span_unlend(const struct pando__view *v, uint32_t index);
 /*
  * For the broker. Finishes what a purger left that is dead: ABSENT by `purger` becomes FREE.
  */
@@ -158,6 +169,12 @@ struct pando__front_options {
 	uint64_t (*available)(void); /* see struct pando__view; may be NULL */
 };
 
+/*
+ * object.c, for libshm/directory. An object that this client holds becomes the directory's: one step;
+ * from then on nobody frees it, gives it away or shares it. 0; -EINVAL, -EPERM (also where it is the
+ * region's: take it first), -EALREADY, with a sentence.
+ */
+int pando__object_publish(struct pando_region *r, void *p);
 /* large.c: around a fork() of this process, by the handlers of libshm. */
 void pando__large_fork_prepare(void);
 void pando__large_fork_parent(void);
@@ -174,6 +191,13 @@ void pando__front_free(struct pando__front *f);
 void pando__front_abandon(struct pando__front *f);
 
 /*
+ * reclaim.c, for libshm/directory and the broker. The opposite: what is the directory's becomes held
+ * by client `slot`. For that client, or for the broker on its behalf, as often as one likes: true if
+ * it is so afterwards. offset: of an object, from the base; bounded by the caller.
+ */
+bool pando__object_withdraw(const struct pando__view *v, uint64_t offset, uint32_t slot);
+
+/*
  * reclaim.c: for the broker, on any thread, one caller for each region at a time. Everything here
  * may be killed at any point and called again, and trusts nothing in the heap or in slot pages. All
  * return 0, or 1 if there is no heap.
@@ -186,10 +210,15 @@ struct pando__reclaimed {
 bool pando__heap_there(const struct pando__view *v);
 /*
  * Takes what client `slot` had, which is dead and whose slot page is still as it left it: finishes its
- * intents, frees what was its alone, frees or orphans its spans.
+ * intents, frees what was its alone, frees or orphans its spans. slots: the whole slots file.
  */
-int pando__heap_reap(const struct pando__view *v, uint32_t slot,
-		     const struct pando__slot *slot_page, struct pando__reclaimed *out);
+int pando__heap_reap(const struct pando__view *v, const char *slots, uint32_t slot,
+		     struct pando__reclaimed *out);
+/*
+ * Tells owners what others have freed in their slabs and not told them yet: all owners (0), or that
+ * one (slot + 1), a client that keeps its spans meanwhile.
+ */
+void pando__heap_tell(const struct pando__view *v, const char *slots, uint32_t owner);
 /*
  * Sets the bits of slots that transfers under way name, and which must not be given to other clients
  * yet, in bits[] (cleared before): PANDO__HEAP_CLIENTS of them. slots: the whole slots file.

@@ -35,13 +35,14 @@
  *	FREE	nobody's; in a slab, an object that can be refilled
  *	CACHED	in a magazine of the span's owner
  *	LIVE	private to the span's owner
- *	SHARED	belongs to the client in the upper bits, or to the region
+ *	SHARED	belongs to the client in the upper bits, to the region, or to the directory of names
  *	REMOTE	freed by somebody who does not own the span: its owner collects it
  *
  * Who may change it: FREE, CACHED: the owner of the span alone, with plain stores. LIVE: the owner
  * with a plain store to CACHED; anybody by CAS to REMOTE (a free), the owner by CAS to SHARED.
- * SHARED: its holder (anybody, where it is the region's) by CAS; the owner, if that is its holder
- * or it is the region's, by CAS to CACHED. REMOTE: the owner, by CAS (to FREE in slabs, to CACHED
+ * Frees by others may be plain stores as well, under an intent and with the broker's help (remote.c).
+ * SHARED: its holder (anybody, where it is the region's; a writer of the directory, where it is that
+ * one's) by CAS; the owner, if that is its holder or it is the region's, by CAS to CACHED. REMOTE: the owner, by CAS (to FREE in slabs, to CACHED
  * for a large object that it is about to free), or the broker, by CAS. A word of an interior granule is FREE in slabs. In a large object the three words
  * after the first one hold its length (see LENGTH), stored before LIVE and cleared after it; the
  * others are FREE.
@@ -56,7 +57,7 @@
 #include <stdint.h>
 
 #define PANDO__HEAP_MAGIC 0x7061656f646e6170ull /* "pandoeap" */
-#define PANDO__HEAP_VERSION 2u
+#define PANDO__HEAP_VERSION 3u
 
 #define PANDO__GRANULE 32u
 #define PANDO__PAGE 4096u
@@ -72,6 +73,7 @@
 /* Clients are named by slot + 1, in 14 bits of an object's word and 16 of a page's. */
 #define PANDO__HEAP_CLIENTS 16382u /* slots from here on cannot have a heap front */
 #define PANDO__HOLDER_REGION 0x3fffu
+#define PANDO__HOLDER_DIRECTORY 0u /* published: nobody may free it (libshm/directory) */
 
 /* Object words: two bits of code, 14 of payload. */
 #define PANDO__OBJECT_FREE 0x0000u
@@ -81,6 +83,10 @@
 #define PANDO__OBJECT_SHARED(holder) ((uint16_t)(0x0003u | (holder) << 2))
 #define PANDO__OBJECT_IS_SHARED(word) (((word)&3u) == 3u)
 #define PANDO__OBJECT_HOLDER(word) ((unsigned int)(word) >> 2)
+/* No client's: it does not go when one dies. */
+#define PANDO__OBJECT_OF_NOBODY(word)                                                              \
+	((word) == PANDO__OBJECT_SHARED(PANDO__HOLDER_REGION) ||                                   \
+	 (word) == PANDO__OBJECT_SHARED(PANDO__HOLDER_DIRECTORY))
 /*
  * LENGTH: words 1, 2 and 3 of a large object hold its usable size in granules, 13 bits each, lowest
  * first. They look like no other word.
@@ -152,6 +158,23 @@ enum pando__span_state {
 #define PANDO__SPAN_WORD(owner, state, count)                                                      \
 	((uint64_t)(state) | (uint64_t)(owner) << 8 | (uint64_t)(count) << 24)
 
+/*
+ * Lending: memory goes back to the system by the broker's hand. The owner of a span lends it the free
+ * pages there; with its next sweep the broker gives their memory back. An orphan's are lent by the
+ * broker to itself. `lent`, by compare-and-swap:
+ *
+ *	NONE --the owner lends, or the broker for an orphan--> LENT --the owner wants them--> NONE
+ *	LENT --the broker--> BUSY --their memory is given back--> NONE
+ *	BUSY --the span is empty, its owner has left it--> LEFT|count --the broker releases it--> NONE
+ *
+ * Nobody sets bits in `pages` but while it is NONE. So an owner never waits: what is BUSY is passed
+ * over. The count of LEFT is the span word's (its lowest bits), by which a successor of the broker knows
+ * whether it has been released. A broker that is killed leaves BUSY or LEFT: its successor ends both.
+ */
+enum pando__lending { PANDO__LENT_NONE, PANDO__LENT, PANDO__LENT_BUSY, PANDO__LENT_LEFT };
+#define PANDO__LENDING(lent) ((enum pando__lending)((lent)&3u))
+#define PANDO__LEFT(count) ((uint16_t)(PANDO__LENT_LEFT | (count) << 2))
+
 #define PANDO__NODE_WHOLE 0x80000000u /* RESERVE, and all of it has memory */
 #define PANDO__NODE_BARE 0x40000000u /* just taken, without memory */
 #define PANDO__NODE(node) ((node)&0xffffffu)
@@ -185,7 +208,8 @@ struct pando__span {
 	 * the TRANSFER intent stands and before the receiver is looked up again. While the broker
 	 * looks whether there is one it is 2, which becomes 0 or 1; who finds anything but 1 stores 1.
 	 */
-	uint32_t held;
+	uint16_t held;
+	uint16_t lent; /* NONE but in OWNED and ORPHAN spans. See Lending */
 	/* Hints, written by the owner: since when it is RESERVE (CLOCK_MONOTONIC, ms), */
 	uint32_t since;
 	/* NUMA node + 1 of who took it without memory (0: not known), and what is known of that. */
@@ -230,7 +254,7 @@ struct pando__heap {
 	struct {
 		uint64_t value;
 		uint64_t reserved[7];
-	} reserves; /* 1: some span may be RESERVE. Set after that, taken by who purges */
+	} reserves; /* 1: some span may be RESERVE or LENT. Set after that, taken by who purges */
 	struct {
 		uint64_t value;
 		uint64_t reserved[7];
@@ -248,12 +272,18 @@ static_assert(sizeof(struct pando__heap) == PANDO__PAGE, "one page");
  * can finish or undo it. They lie in the client's slot page, which nobody else writes; one for each
  * thread. Set before the object's word changes (`to` first), cleared when nothing remains to be done.
  *
- *	FREE		the object's word becomes REMOTE; then the hints are set.
- *			Left by a dead client: the broker sets the hints.
+ *	FREE		the object's word becomes REMOTE; then the hints are set, or `to` stands for them.
+ *			Left by a dead client: the broker sets the hints. If the owner dies meanwhile,
+ *			and the word is LIVE, the broker makes it SHARED with the client that is freeing
+ *			it, which may then store REMOTE at any time (remote.c).
  *	TRANSFER	the object's word names the receiver; then the receiver is looked up again, since
  *			it may have died before that: then the word becomes REMOTE. Left by a dead
  *			client: where the word names the receiver's slot and the receiver is not attached
  *			any more, the broker frees it; where it is REMOTE, the broker sets the hints.
+ *
+ * `to`, where no TRANSFER stands, may name a slab (UNTOLD) in which that thread has made words REMOTE
+ * since it last set hints. Stored before these words, taken away after hints are set. Left by a dead
+ * client: the broker sets them; it does so as well now and then for the living.
  *
  * A slot that a TRANSFER of a living client names is not given to another client: so whatever names
  * a slot, names the client that has it now, or the one that had it last and is being reaped.
@@ -267,8 +297,10 @@ enum pando__intent_kind {
 };
 struct pando__intent {
 	uint64_t what; /* offset of the object from base, a multiple of 32, plus the kind */
-	uint64_t to; /* TRANSFER: the receiver, slot + 1 | generation << 16 */
+	uint64_t to; /* TRANSFER: the receiver, slot + 1 | generation << 16; else UNTOLD, or old */
 };
+#define PANDO__INTENT_UNTOLD(slab) (1ull << 63 | (uint32_t)(slab)) /* offset / PANDO__SLAB */
+#define PANDO__INTENT_IS_UNTOLD(to) (((to) >> 32) == 1ull << 31)
 #define PANDO__INTENT(kind, offset) ((uint64_t)(offset) | (uint64_t)(kind))
 #define PANDO__INTENT_KIND(what) ((enum pando__intent_kind)((what)&31u))
 #define PANDO__INTENT_OFFSET(what) ((what) & ~31ull)

@@ -7,17 +7,7 @@
  * process was faster, its new value decides. So two who free, transfer or share the same object at
  * once are put in an order, and the second one is told.
  *
- * Freeing an object in another client's span:
- *
- *	intent FREE		(own slot page)
- *	word -> REMOTE		from here on it is free: nobody but its owner and the broker touches it
- *	hints			the span's bit, the owner's line, so that the owner looks
- *	intent cleared
- *
- * Killed before the word: nothing has happened. After it: the broker finds the intent and sets the
- * hints. The hints are set only where they are not set already, and they are cleared by an exchange
- * before the words are looked at; both sides are sequentially consistent, so either the collector
- * sees REMOTE or this side sees the hint gone, and sets it.
+ * Freeing an object in another client's span is in remote.c.
  *
  * Giving an object to another client:
  *
@@ -35,6 +25,7 @@
  * object); the heap is as before in every case, and the handler is told.
  */
 #include "debug.h"
+#include "remote.h"
 
 #include <errno.h>
 #include <stdio.h>
@@ -140,7 +131,7 @@ void pando__misused(struct pando_region *r, const void *p, enum pando_misuse wha
 		[PANDO_MISUSE_NOT_OURS] = "is no address of the region's objects",
 		[PANDO_MISUSE_INTERIOR] = "is not the beginning of an object",
 		[PANDO_MISUSE_DOUBLE_FREE] = "is free already, or was never allocated",
-		[PANDO_MISUSE_FOREIGN] = "is held by another client",
+		[PANDO_MISUSE_FOREIGN] = "is held by another client, or published",
 		[PANDO_MISUSE_OVERRUN] = "has been written beyond its end",
 		[PANDO_MISUSE_WRITTEN_FREE] = "has been written while it was free",
 	};
@@ -169,102 +160,6 @@ uint64_t pando__object_size(const struct pando__view *v, uint64_t offset)
 	if (class == PANDO__CLASS_LARGE)
 		return pando__large_size(v, offset);
 	return class < PANDO__CLASSES ? pando__classes[class].size : 0;
-}
-
-/* This thread's intent, for something to be done to an object of another owner. */
-static struct pando__intent *intent_lock(struct pando__front *f)
-{
-	struct pando__magazines *m = pando__magazines(f);
-
-	/* Without memory for magazines a thread has to share, too. */
-	if (!m || m->intent_shared)
-		pthread_mutex_lock(&f->intent_lock);
-	return m ? m->intent : &f->intents[PANDO__INTENTS - 1];
-}
-
-static void intent_unlock(struct pando__front *f, struct pando__intent *intent)
-{
-	if (intent == &f->intents[PANDO__INTENTS - 1])
-		pthread_mutex_unlock(&f->intent_lock);
-}
-
-/* Lets the owner of an object know that its word says REMOTE. */
-static void tell(const struct pando__view *v, uint64_t offset)
-{
-	struct pando__span *span = &v->spans[offset / PANDO__SPAN];
-	uint32_t bit = PANDO__SPAN_REMOTE(offset), owner;
-
-	/*
-	 * Who takes the bit looks at the words after that, as this looks at the bit after the word
-	 * (take_hints() and collect_slab() in slab.c): a bit that is still there will be taken.
-	 */
-	if (!(pando__load_seq_cst(&span->remote) & bit))
-		(void)pando__or_seq_cst(&span->remote, bit);
-	PANDO_INJECT("heap.free.bit");
-	owner = PANDO__PAGE_OWNER(pando__load_seq_cst(&v->page_table[offset / PANDO__PAGE]));
-	if (owner == PANDO__OWNER_ORPHAN) {
-		if (!pando__load_seq_cst(&v->heap->orphan_remote.value))
-			pando__store_seq_cst(&v->heap->orphan_remote.value, 1);
-	} else if (owner > 0 && owner <= PANDO__HEAP_CLIENTS &&
-		   !pando__load_seq_cst(&v->clients[owner - 1].remote)) {
-		pando__store_seq_cst(&v->clients[owner - 1].remote, 1);
-	}
-}
-
-/* The steps under an intent that is this thread's alone. False: the word was another by then. */
-static inline bool remote_step(struct pando__front *f, struct pando__intent *intent, struct seen *s)
-{
-	bool done;
-
-	/* The object's word, which counts on this, changes by a sequentially consistent step. */
-	pando__store_release(&intent->what, PANDO__INTENT(PANDO__INTENT_FREE, s->offset));
-	PANDO_INJECT("heap.free.intent");
-	done = pando__cas_seq_cst(pando__word(&f->view, s->offset), &s->word, PANDO__OBJECT_REMOTE);
-	PANDO_INJECT("heap.free.remote");
-	if (done)
-		tell(&f->view, s->offset);
-	PANDO_INJECT("heap.free.told");
-	pando__store_release(&intent->what, 0);
-	PANDO_INJECT("heap.free.done");
-	return done;
-}
-
-static bool free_remote(struct pando__front *f, struct seen *s)
-{
-	struct pando__intent *intent = intent_lock(f);
-	bool done = remote_step(f, intent, s);
-
-	intent_unlock(f, intent);
-	return done;
-}
-
-/*
- * The usual case of free_remote() without all that pando__object_free() needs to know of the others:
- * p is an object of a slab whose pages name another client or no living one, and is held by this
- * client, by the region, or by nobody but its owner. False: not so, nothing has changed.
- *
- * A page that names somebody lies in a span that is somebody's, so the span need not be asked.
- */
-bool pando__object_free_others(const struct pando__magazines *m, const void *p, uint32_t entry)
-{
-	struct pando__front *f = m->front;
-	const unsigned int class = PANDO__PAGE_CLASS(entry);
-	struct seen s = {.offset = (uint64_t)((const char *)p - f->view.base), .entry = entry};
-	unsigned int holder;
-	bool begins;
-
-	if (class - 1 >= PANDO__CLASSES - 1 || m->intent_shared ||
-	    PANDO__PAGE_OWNER(entry) == f->me || PANDO__PAGE_OWNER(entry) == 0)
-		return false;
-	(void)index_in_slab(s.offset, class, &begins);
-	if (!begins)
-		return false;
-	s.word = pando__load_acquire(pando__word(&f->view, s.offset));
-	holder = PANDO__OBJECT_HOLDER(s.word);
-	if (s.word != PANDO__OBJECT_LIVE && !(PANDO__OBJECT_IS_SHARED(s.word) &&
-					      (holder == PANDO__HOLDER_REGION || holder == f->me)))
-		return false;
-	return remote_step(f, m->intent, &s);
 }
 
 static bool free_own(struct pando__front *f, struct seen *s, void *p)
@@ -321,7 +216,8 @@ void pando__object_free(struct pando_region *r, struct pando__front *f, void *p,
 			return;
 		if (f->debug)
 			pando__debug_freeing(f, p, PANDO__PAGE_OWNER(s.entry) == f->me, site);
-	} while (!(PANDO__PAGE_OWNER(s.entry) == f->me ? free_own(f, &s, p) : free_remote(f, &s)));
+	} while (!(PANDO__PAGE_OWNER(s.entry) == f->me ? free_own(f, &s, p)
+						       : pando__remote_free(f, s.offset, s.word)));
 }
 
 size_t pando_usable_size(struct pando_region *r, const void *p)
@@ -369,6 +265,8 @@ enum pando_holding pando_owner(struct pando_region *r, const void *p, pando_hold
 		client = PANDO__OBJECT_HOLDER(s.word);
 	if (PANDO__OBJECT_IS_SHARED(s.word) && client == PANDO__HOLDER_REGION)
 		return PANDO_HOLDING_SHARED;
+	if (PANDO__OBJECT_IS_SHARED(s.word) && client == PANDO__HOLDER_DIRECTORY)
+		return PANDO_HOLDING_PUBLISHED;
 	if (holder)
 		*holder = holder_name(f, client);
 	return PANDO__OBJECT_IS_SHARED(s.word) ? PANDO_HOLDING_HELD : PANDO_HOLDING_PRIVATE;
@@ -377,7 +275,9 @@ enum pando_holding pando_owner(struct pando_region *r, const void *p, pando_hold
 static int cannot(int err, const struct pando__front *f, const void *p, const char *doing)
 {
 	return pando__fail(err, "%s %p of region \"%.63s\": %s", doing, p, f->view.ledger->name,
-			   err == EPERM ? "another client holds it" : "no object begins there");
+			   err == EPERM	     ? "another client holds it, or it is published"
+			   : err == EALREADY ? "it is published already"
+					     : "no object begins there");
 }
 
 static int gone(const struct pando__front *f, const void *p)
@@ -409,7 +309,7 @@ static int give(struct pando__front *f, struct seen *s, pando_holder to)
 	/* Whatever has this word is the dead one's: nobody else is given its slot as yet. */
 	if (pando__cas_seq_cst(word, &given, PANDO__OBJECT_REMOTE)) {
 		PANDO_INJECT("heap.transfer.remote");
-		tell(&f->view, s->offset);
+		pando__remote_tell(&f->view, s->offset);
 	}
 	return 0;
 }
@@ -417,6 +317,7 @@ static int give(struct pando__front *f, struct seen *s, pando_holder to)
 int pando_transfer(struct pando_region *r, void *p, pando_holder to)
 {
 	struct pando__front *f = pando__region_front(r);
+	struct pando__magazines *m;
 	struct pando__intent *intent;
 	struct seen s;
 	int rc;
@@ -431,7 +332,10 @@ int pando_transfer(struct pando_region *r, void *p, pando_holder to)
 			return cannot(EINVAL, f, p, "giving away");
 		if (!may(f, &s, false))
 			return cannot(EPERM, f, p, "giving away");
-		intent = intent_lock(f);
+		m = pando__magazines(f);
+		if (m)
+			pando__remote_settle(m);
+		intent = pando__intent_lock(f);
 		pando__store_relaxed(&intent->to, to);
 		/* Before the look at the receiver; partner: the broker, which looks here after that. */
 		pando__store_seq_cst(&intent->what,
@@ -439,7 +343,7 @@ int pando_transfer(struct pando_region *r, void *p, pando_holder to)
 		rc = give(f, &s, to);
 		PANDO_INJECT("heap.transfer.done");
 		pando__store_release(&intent->what, 0);
-		intent_unlock(f, intent);
+		pando__intent_unlock(f, intent);
 	} while (rc == 1);
 	return rc < 0 ? gone(f, p) : 0;
 }
@@ -462,6 +366,25 @@ int pando_share(struct pando_region *r, void *p)
 	} while (!pando__cas_seq_cst(pando__word(&f->view, s.offset), &s.word,
 				     PANDO__OBJECT_SHARED(PANDO__HOLDER_REGION)));
 	PANDO_INJECT("heap.share.done");
+	return 0;
+}
+
+int pando__object_publish(struct pando_region *r, void *p)
+{
+	const uint16_t published = PANDO__OBJECT_SHARED(PANDO__HOLDER_DIRECTORY);
+	struct pando__front *f = pando__region_front(r);
+	struct seen s;
+
+	if (!f)
+		return -errno;
+	do {
+		if (look(&f->view, p, &s) != 0)
+			return cannot(EINVAL, f, p, "publishing");
+		if (s.word == published)
+			return cannot(EALREADY, f, p, "publishing");
+		if (!may(f, &s, false) || s.word == PANDO__OBJECT_SHARED(PANDO__HOLDER_REGION))
+			return cannot(EPERM, f, p, "publishing");
+	} while (!pando__cas_seq_cst(pando__word(&f->view, s.offset), &s.word, published));
 	return 0;
 }
 

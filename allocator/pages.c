@@ -17,9 +17,11 @@
  *
  * Memory. Runs are not committed here: the caller does that, which costs little where memory is
  * there already. Freed pages of a span in use keep their memory, and are taken first. When there are
- * more of them than a bound (DIRTY_LEAST, or an eighth of what is in use), some give it back at once:
- * so what a client has beyond its needs is bounded however long it sleeps. Spans that are empty keep all
- * their memory for a while, and are given back by the broker (see span.c).
+ * more of them than a bound (DIRTY_LEAST, or an eighth of what is in use), some are lent to the broker,
+ * which gives their memory back within a second or two (see Lending in layout.h); who needs them sooner
+ * takes them back. So what a client has beyond its needs is bounded however long it sleeps, and
+ * whoever frees waits for nobody. Spans that are empty keep all their memory for a while, and are given
+ * back by the broker as well (see span.c).
  *
  * What this process knows about its spans lies in private tables: a node for each span of the
  * region, touched only for those that it has had, in lists by the length of the longest gap. It is a
@@ -49,12 +51,14 @@
 
 struct node {
 	uint64_t dirty; /* free pages that may have memory */
-	uint64_t sure; /* those of them that have */
+	uint64_t sure; /* those of them that have; means nothing while the span is lent */
+	uint64_t lent; /* while it is lent: free pages that were dirty before that */
 	uint32_t next, previous; /* in a list; 0: end (span 0 holds tables) */
 	uint32_t place; /* in front->own */
 	uint8_t longest; /* gap, in pages; the list that it is in */
 	bool ours;
-	uint8_t reserved[2];
+	bool is_lent;
+	uint8_t reserved;
 };
 
 struct pando__runs {
@@ -186,7 +190,10 @@ static void add_span(struct pando__front *f, uint32_t index)
 	struct node *n = &f->runs->nodes[index];
 
 	n->ours = true;
-	n->dirty = node & PANDO__NODE_BARE ? 0 : gaps_of(f, index);
+	/* An orphan may be lent already. */
+	n->is_lent = pando__load_acquire(&f->view.spans[index].lent) != PANDO__LENT_NONE;
+	n->lent = n->is_lent ? gaps_of(f, index) : 0;
+	n->dirty = n->is_lent || (node & PANDO__NODE_BARE) ? 0 : gaps_of(f, index);
 	n->sure = node & PANDO__NODE_WHOLE ? n->dirty : 0;
 	pando__store_relaxed(&f->view.spans[index].node, PANDO__NODE(node));
 	f->runs->dirty += ones(n->dirty);
@@ -206,6 +213,7 @@ static void drop_span(struct pando__front *f, uint32_t index)
 	f->own[n->place] = last;
 	f->runs->nodes[last].place = n->place;
 	f->runs->dirty -= ones(n->dirty);
+	n->is_lent = false;
 	n->ours = false;
 }
 
@@ -243,9 +251,47 @@ void pando__pages_deinit(struct pando__front *f)
 	f->own_count = f->own_room = 0;
 }
 
+/* ---- lending ---------------------------------------------------------------------------------- */
+
+/* Its free pages, some of which may have memory. */
+static void lend(struct pando__front *f, uint32_t index)
+{
+	struct pando__span *s = &f->view.spans[index];
+	struct node *n = &f->runs->nodes[index];
+
+	f->runs->dirty -= ones(n->dirty);
+	n->lent = n->dirty;
+	n->dirty = 0;
+	n->is_lent = true;
+	/* Pairs with the broker, who reads `pages` after that; and see pando__purge_hint(). */
+	pando__store_seq_cst(&s->lent, PANDO__LENT);
+	PANDO_INJECT("heap.pages.lent");
+	pando__purge_hint(&f->view);
+}
+
+/* True if nothing of the span is lent any more; false if the broker is giving the memory back. */
+static bool take_back(struct pando__front *f, uint32_t index)
+{
+	struct node *n = &f->runs->nodes[index];
+	uint16_t lent = PANDO__LENT;
+
+	if (!n->is_lent)
+		return true;
+	if (pando__cas_acq_rel(&f->view.spans[index].lent, &lent, PANDO__LENT_NONE)) {
+		n->dirty |= n->lent;
+		f->runs->dirty += ones(n->lent);
+	} else if (lent == PANDO__LENT_NONE) {
+		n->sure = 0;
+	} else {
+		return false;
+	}
+	n->is_lent = false;
+	return true;
+}
+
 /* ---- taking ----------------------------------------------------------------------------------- */
 
-/* Sets them in use; true if all of them have memory. */
+/* Sets them in use; true if all of them have memory. They are not lent. */
 static bool use(struct pando__front *f, uint32_t index, uint64_t mask)
 {
 	struct node *n = &f->runs->nodes[index];
@@ -261,11 +307,14 @@ static bool use(struct pando__front *f, uint32_t index, uint64_t mask)
 }
 
 /* n pages at a multiple of `step` in that span: the first page's number, or -1. */
-static int fit(const struct pando__front *f, uint32_t index, unsigned int n, unsigned int step)
+static int fit(struct pando__front *f, uint32_t index, unsigned int n, unsigned int step)
 {
 	const uint64_t gaps = gaps_of(f, index);
-	uint64_t at = starts(gaps & f->runs->nodes[index].dirty, n) & places(step);
+	uint64_t at;
 
+	if (!take_back(f, index))
+		return -1;
+	at = starts(gaps & f->runs->nodes[index].dirty, n) & places(step);
 	if (!at)
 		at = starts(gaps, n) & places(step);
 	return at ? __builtin_ctzll(at) : -1;
@@ -307,7 +356,8 @@ static int64_t alloc_across(struct pando__front *f, unsigned int n, bool *there)
 	const uint64_t busy = index ? pando__load_acquire(&f->view.spans[index].pages) : 0;
 	const unsigned int tail = busy ? (unsigned int)__builtin_clzll(busy) : 0;
 
-	if (!tail || tail >= n || index + 1 >= f->view.end / PANDO__SPAN || own_room(f, 1) < 0)
+	if (!tail || tail >= n || index + 1 >= f->view.end / PANDO__SPAN || own_room(f, 1) < 0 ||
+	    !take_back(f, index))
 		return -1;
 	if (!f->runs->nodes[index + 1].ours) {
 		if (pando__span_take_at(f, index + 1) <= 0)
@@ -318,6 +368,8 @@ static int64_t alloc_across(struct pando__front *f, unsigned int n, bool *there)
 		   ~0ull << (PANDO__SPAN_PAGES - (n - tail))) {
 		return -1;
 	}
+	if (!take_back(f, index + 1))
+		return -1;
 	*there = use(f, index, mask_of(PANDO__SPAN_PAGES - tail, tail));
 	*there &= use(f, index + 1, mask_of(0, n - tail));
 	return ((int64_t)index + 1) * PANDO__SPAN_PAGES - tail;
@@ -430,51 +482,63 @@ static void settle(struct pando__front *f, uint32_t index, uint64_t pages)
 		return;
 	}
 	PANDO_INJECT("heap.pages.empty");
+	while (!take_back(f, index))
+		if (pando__span_leave(f, index)) {
+			drop_span(f, index);
+			return;
+		}
 	note_whole(f, index);
 	drop_span(f, index);
 	pando__span_give(f, index);
 }
 
-static bool too_much(const struct pando__runs *r, bool all)
+static bool too_much(const struct pando__runs *r)
 {
-	return all ? r->dirty > 0 : r->dirty > DIRTY_LEAST && r->dirty > r->used / 8;
+	return r->dirty > DIRTY_LEAST && r->dirty > r->used / 8;
 }
 
-/* Gives the memory of `mask` in that span back. Its bits are set. */
-static void punch(const struct pando__front *f, uint32_t index, uint64_t mask)
+/*
+ * Lends free pages until those that are left are within the bound, the spans taking turns. Under
+ * pages_lock.
+ */
+static void shed(struct pando__front *f)
 {
-	while (mask) {
-		const unsigned int first = (unsigned int)__builtin_ctzll(mask);
-		const uint64_t above = ~(mask >> first);
-		const unsigned int n = above ? (unsigned int)__builtin_ctzll(above) : 64 - first;
+	struct pando__runs *r = f->runs;
 
-		pando__decommit(&f->view, (uint64_t)index * PANDO__SPAN + first * PANDO__PAGE,
-				(uint64_t)n * PANDO__PAGE);
-		mask &= ~mask_of(first, n);
+	for (uint32_t i = 0; i < f->own_count && too_much(r); i++) {
+		uint32_t index;
+
+		r->turn = r->turn + 1 < f->own_count ? r->turn + 1 : 0;
+		index = f->own[r->turn];
+		/* What was lent before and is still there is lent again, with the rest. */
+		if (r->nodes[index].dirty && take_back(f, index))
+			lend(f, index);
 	}
 }
 
 /*
- * Gives memory of free pages back, all of it or until what is left is within the bound, the spans
- * taking turns. Under pages_lock, which is open during the system calls: meanwhile the pages count as used.
+ * Gives memory of free pages back, all of it, for a caller who wants to wait for that. Under pages_lock,
+ * which is open during the system calls: meanwhile the pages count as used.
  */
-static void shed(struct pando__front *f, bool all)
+static void give_back(struct pando__front *f)
 {
 	struct pando__runs *r = f->runs;
 
-	while (too_much(r, all) && f->own_count) {
+	for (uint32_t passed = 0; passed < f->own_count;) {
 		uint32_t index;
 		uint64_t mask;
 
 		r->turn = r->turn + 1 < f->own_count ? r->turn + 1 : 0;
 		index = f->own[r->turn];
-		mask = r->nodes[index].dirty;
+		mask = take_back(f, index) ? r->nodes[index].dirty : 0;
+		passed++;
 		if (!mask)
 			continue;
+		passed = 0;
 		use(f, index, mask);
 		PANDO_INJECT("heap.pages.shedding");
 		pthread_mutex_unlock(&f->pages_lock);
-		punch(f, index, mask);
+		pando__decommit_pages(&f->view, index, mask);
 		pthread_mutex_lock(&f->pages_lock);
 		PANDO_INJECT("heap.pages.shed");
 		r->used -= ones(mask);
@@ -515,7 +579,7 @@ static void free_pages(struct pando__front *f, uint64_t offset, uint64_t length,
 		page += n;
 	}
 	if (f->view.lazy)
-		shed(f, false);
+		shed(f);
 	pthread_mutex_unlock(&f->pages_lock);
 }
 
@@ -534,7 +598,7 @@ void pando__pages_trim(struct pando__front *f)
 	if (!f->view.lazy)
 		return;
 	pthread_mutex_lock(&f->pages_lock);
-	shed(f, true);
+	give_back(f);
 	pthread_mutex_unlock(&f->pages_lock);
 	(void)pando__spans_purge(&f->view, f->me, 0, UINT32_MAX);
 }

@@ -13,8 +13,8 @@
  * so without an owner; so it is cleared by plain stores, four at a time.
  *
  * Order. A head is cleared before its length, so that what is left after a death in between is
- * rubbish, which is cleared the next time; memory is given back before the bits of its pages are
- * cleared, and these before the span's word changes. A hint that is taken here stays with a span
+ * rubbish, which is cleared the next time; pages are lent (see Lending in layout.h) before their bits
+ * are cleared, and these before the span's word changes. A hint that is taken here stays with a span
  * that is SWEEPING, which the next broker goes through in any case.
  *
  * Objects over several spans. Of a dead owner's spans the first comes first and carries the object
@@ -87,7 +87,7 @@ static bool survives(struct span_state *s, uint64_t granule, uint64_t bytes)
 	/* Others give it to others and free it; each time around, one of them has got further. */
 	for (int tries = 0; tries < 64 && PANDO__OBJECT_IS_SHARED(word); tries++) {
 		if (PANDO__OBJECT_HOLDER(word) != s->b->dead || s->b->dead == 0) {
-			if (PANDO__OBJECT_HOLDER(word) != PANDO__HOLDER_REGION)
+			if (!PANDO__OBJECT_OF_NOBODY(word))
 				s->held = true;
 			return true;
 		}
@@ -335,18 +335,18 @@ static uint64_t inner_pages(const struct pando__rebuild *b, uint64_t index)
 	return inner;
 }
 
-/* Gives the memory of these pages back, run by run. */
-static void give_pages(const struct pando__view *v, uint64_t index, uint64_t pages)
+/*
+ * Its free pages are lent, or not. What they have of memory goes with the next sweep, if nobody adopts
+ * the span and needs it.
+ */
+static void set_lent(const struct pando__view *v, struct pando__span *span, bool lent)
 {
-	while (pages) {
-		const unsigned int from = (unsigned int)__builtin_ctzll(pages);
-		const uint64_t rest = ~(pages >> from);
-		const unsigned int n = rest ? (unsigned int)__builtin_ctzll(rest) : 64;
-
-		pando__decommit(v, index * PANDO__SPAN + (uint64_t)from * PANDO__PAGE,
-				(uint64_t)n * PANDO__PAGE);
-		pages &= n == 64 ? 0 : ~(((1ull << n) - 1) << from);
+	if (!v->lazy || !lent) {
+		pando__store_relaxed(&span->lent, PANDO__LENT_NONE);
+		return;
 	}
+	pando__store_seq_cst(&span->lent, PANDO__LENT);
+	pando__purge_hint(v);
 }
 
 void pando__rebuild_span(struct pando__rebuild *b, uint64_t index)
@@ -354,7 +354,9 @@ void pando__rebuild_span(struct pando__rebuild *b, uint64_t index)
 	struct pando__span *span = &b->v->spans[index];
 	struct span_state s = {
 		.b = b, .index = index, .first_granule = index * PANDO__SPAN_GRANULES};
-	uint64_t old = pando__load_relaxed(&span->pages);
+	const uint64_t old = pando__load_relaxed(&span->pages);
+	/* The dead may have been taking or giving back any page of its span. BUSY: a broker died. */
+	bool lent = b->dead || pando__load_relaxed(&span->lent) != PANDO__LENT_NONE;
 
 	/* What is freed from here on is hinted at anew, or seen below. */
 	(void)pando__exchange_seq_cst(&span->remote, 0);
@@ -375,10 +377,9 @@ void pando__rebuild_span(struct pando__rebuild *b, uint64_t index)
 	if (s.held)
 		pando__store_release(&span->held, 1);
 	PANDO_INJECT("heap.rebuild.judged");
-	/* The dead may have been taking or giving back any page of its span. */
-	if (s.pages)
-		give_pages(b->v, index, (b->dead ? UINT64_MAX : old) & ~s.pages);
-	PANDO_INJECT("heap.rebuild.given");
+	lent |= (old & ~s.pages) != 0;
+	set_lent(b->v, span, lent && s.pages && ~s.pages);
+	PANDO_INJECT("heap.rebuild.lent");
 	pando__store_release(&span->pages, s.pages);
 }
 

@@ -16,19 +16,26 @@
  * Reaping client C, in this order:
  *
  *	intents		hints of objects that C freed; objects that C gave to somebody who has gone
+ *	own slabs	their pages name nobody living any more. A barrier in all clients. What one of
+ *			them is freeing there at this instant becomes its own (remote.c)
  *	own spans	ascending: C's objects go, what is left is entered as the orphans' (rebuild.c)
  *	other spans	those flagged `held`: objects given to C become REMOTE, their owner collects them
  *	own spans	descending: FREE, or ORPHAN
  *	orphans		what has become REMOTE in them just now
  *	C's line	zeroed
  */
+#include <linux/membarrier.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
 
 #include "common/atomic.h"
 #include "common/inject.h"
 
 #include "rebuild.h"
 
+#define DRAINED_NS 10000000 /* no store waits that long for its line */
 #define HELD_LOOKING 2u /* the broker is looking: as good as 1 until it has found none */
 
 static uint64_t first_span(const struct pando__view *v)
@@ -45,7 +52,7 @@ static uint64_t end_span(const struct pando__view *v)
 bool pando__heap_there(const struct pando__view *v)
 {
 	return pando__load_acquire(&v->heap->magic) == PANDO__HEAP_MAGIC &&
-	       v->heap->version == PANDO__HEAP_VERSION;
+	       pando__load_relaxed(&v->heap->version) == PANDO__HEAP_VERSION;
 }
 
 /* --- intents --- */
@@ -76,15 +83,58 @@ static void finish_transfer(const struct pando__view *v, uint64_t offset, uint64
 		pando__remote_hint(v, offset);
 }
 
-static void finish_intents(const struct pando__view *v, const struct pando__slot *slot_page)
+/* If it names a slab of that owner (0: anybody) in which there is something REMOTE: sets the hint. */
+static void tell_untold(const struct pando__view *v, uint64_t to, uint32_t owner)
 {
-	const struct pando__intent *intents =
-		(const void *)((const char *)slot_page + PANDO__INTENTS_OFFSET);
+	const uint64_t slab = (uint32_t)to, offset = slab * PANDO__SLAB;
+	const uint64_t begin = slab * PANDO__SLAB_GRANULES;
+	uint64_t word;
 
+	if (!PANDO__INTENT_IS_UNTOLD(to) || offset < v->first || offset >= v->end)
+		return;
+	word = pando__load_acquire(&v->spans[offset / PANDO__SPAN].word);
+	if (!pando__span_in_use(word) || (owner && PANDO__SPAN_OWNER(word) != owner))
+		return;
+	for (uint64_t g = begin; g < begin + PANDO__SLAB_GRANULES; g++)
+		if (pando__load_relaxed(&v->objects[g]) == PANDO__OBJECT_REMOTE) {
+			pando__remote_hint(v, offset);
+			return;
+		}
+}
+
+static const struct pando__intent *intents_of(const char *slots, uint32_t slot)
+{
+	return (const void *)(slots + (size_t)slot * PANDO__SLOT_SIZE + PANDO__INTENTS_OFFSET);
+}
+
+/* The slots from 0 on that may have intents. */
+static uint32_t slots_end(const struct pando__view *v)
+{
+	const uint32_t high = pando__load_acquire(&v->ledger->clients_high);
+
+	return high < PANDO__HEAP_CLIENTS ? high : PANDO__HEAP_CLIENTS;
+}
+
+void pando__heap_tell(const struct pando__view *v, const char *slots, uint32_t owner)
+{
+	for (uint32_t s = 0; s < slots_end(v); s++) {
+		const struct pando__intent *intents = intents_of(slots, s);
+
+		for (unsigned int i = 0; i < PANDO__INTENTS; i++)
+			if (PANDO__INTENT_KIND(pando__load_relaxed(&intents[i].what)) !=
+			    PANDO__INTENT_TRANSFER)
+				tell_untold(v, pando__load_acquire(&intents[i].to), owner);
+	}
+}
+
+static void finish_intents(const struct pando__view *v, const struct pando__intent *intents)
+{
 	for (unsigned int i = 0; i < PANDO__INTENTS; i++) {
 		const uint64_t what = pando__load_acquire(&intents[i].what);
 		const uint64_t offset = PANDO__INTENT_OFFSET(what);
 
+		if (PANDO__INTENT_KIND(what) != PANDO__INTENT_TRANSFER)
+			tell_untold(v, pando__load_acquire(&intents[i].to), 0);
 		if (offset < v->first || offset >= v->end)
 			continue;
 		if (PANDO__INTENT_KIND(what) == PANDO__INTENT_FREE)
@@ -98,13 +148,10 @@ static void finish_intents(const struct pando__view *v, const struct pando__slot
 void pando__heap_slots_named(const struct pando__view *v, const char *slots, uint64_t *bits)
 {
 	struct pando__ledger *l = (struct pando__ledger *)(uintptr_t)v->ledger;
-	const uint32_t high = pando__load_acquire(&l->clients_high);
 
 	memset(bits, 0, (PANDO__HEAP_CLIENTS + 63) / 64 * sizeof(*bits));
-	for (uint32_t s = 0; s < high && s < PANDO__HEAP_CLIENTS; s++) {
-		const struct pando__intent *intents =
-			(const void *)(slots + (size_t)s * PANDO__SLOT_SIZE +
-				       PANDO__INTENTS_OFFSET);
+	for (uint32_t s = 0; s < slots_end(v); s++) {
+		const struct pando__intent *intents = intents_of(slots, s);
 
 		if (PANDO__CLIENT_STATE(pando__load_acquire(&pando__ledger_client(l, s)->word)) ==
 		    PANDO__CLIENT_FREE)
@@ -136,35 +183,59 @@ static uint64_t object_bytes(const struct pando__view *v, uint64_t granule)
 	return class < PANDO__CLASSES ? pando__classes[class].size : 0;
 }
 
-/* Frees the object if it is held by `dead`. Returns whether another client holds it. */
-static bool free_one_held(const struct pando__view *v, uint64_t granule, uint32_t dead,
-			  struct pando__reclaimed *out)
+/* What `dead` holds in a span that is not its own. */
+struct held_look {
+	const struct pando__view *v;
+	uint32_t dead;
+	struct pando__reclaimed *out;
+	bool others; /* something is held by others */
+	uint32_t remote; /* bits of the eighths in which something became REMOTE */
+};
+
+/* Frees the object if it is held by the dead one. */
+static void free_one_held(struct held_look *l, uint64_t granule)
 {
+	const struct pando__view *v = l->v;
 	uint16_t word = pando__load_relaxed(&v->objects[granule]);
 
 	for (int tries = 0; tries < 64 && PANDO__OBJECT_IS_SHARED(word); tries++) {
-		if (PANDO__OBJECT_HOLDER(word) != dead)
-			return PANDO__OBJECT_HOLDER(word) != PANDO__HOLDER_REGION;
+		if (PANDO__OBJECT_HOLDER(word) != l->dead) {
+			l->others |= !PANDO__OBJECT_OF_NOBODY(word);
+			return;
+		}
 		if (pando__cas_acq_rel(&v->objects[granule], &word, PANDO__OBJECT_REMOTE)) {
 			PANDO_INJECT("heap.reap.held");
-			/* Killed before this: the word is found by pando__heap_recover(). */
-			pando__remote_hint(v, granule * PANDO__GRANULE);
-			out->objects++;
-			out->bytes += object_bytes(v, granule);
-			return false;
+			l->remote |= PANDO__SPAN_REMOTE(granule * PANDO__GRANULE);
+			l->out->objects++;
+			l->out->bytes += object_bytes(v, granule);
+			return;
 		}
 	}
-	return PANDO__OBJECT_IS_SHARED(word);
+	l->others |= PANDO__OBJECT_IS_SHARED(word);
 }
 
-/* What `dead` holds in a span that is not its own. */
+/* As pando__remote_hint(), for all of them at once. */
+static void hint_held(const struct pando__view *v, uint64_t index, uint32_t bits)
+{
+	struct pando__span *span = &v->spans[index];
+	uint64_t word;
+
+	/* Partner: rebuild_finish() and who adopts, which change the word, then look at this one. */
+	(void)pando__or_seq_cst(&span->remote, bits);
+	word = pando__load_seq_cst(&span->word);
+	if (PANDO__SPAN_OWNER(word) == PANDO__OWNER_ORPHAN)
+		pando__store_release(&v->heap->orphan_remote.value, 1);
+	else if (PANDO__SPAN_OWNER(word) > 0 && PANDO__SPAN_OWNER(word) <= PANDO__HEAP_CLIENTS)
+		pando__store_release(&v->clients[PANDO__SPAN_OWNER(word) - 1].remote, 1);
+}
+
 static void free_held(const struct pando__view *v, uint64_t index, uint32_t dead,
 		      struct pando__reclaimed *out)
 {
 	const uint64_t begin = index * PANDO__SPAN_GRANULES;
-	uint32_t *held = &v->spans[index].held;
-	uint32_t looking = HELD_LOOKING;
-	bool others = false;
+	uint16_t *held = &v->spans[index].held;
+	uint16_t looking = HELD_LOOKING;
+	struct held_look l = {.v = v, .dead = dead, .out = out};
 
 	/* Partner: who transfers stores 1 after the object's word. */
 	pando__store_seq_cst(held, HELD_LOOKING);
@@ -173,9 +244,28 @@ static void free_held(const struct pando__view *v, uint64_t index, uint32_t dead
 
 		if (x & (x >> 1) & PANDO__LANES)
 			for (uint64_t i = g; i < g + 4; i++)
-				others |= free_one_held(v, i, dead, out);
+				free_one_held(&l, i);
 	}
-	(void)pando__cas_seq_cst(held, &looking, others ? 1 : 0);
+	/* Killed before this: the words are found by pando__heap_recover(). */
+	if (l.remote)
+		hint_held(v, index, l.remote);
+	(void)pando__cas_seq_cst(held, &looking, l.others ? 1 : 0);
+}
+
+/* --- what has a name --- */
+
+bool pando__object_withdraw(const struct pando__view *v, uint64_t offset, uint32_t slot)
+{
+	uint16_t word = PANDO__OBJECT_SHARED(PANDO__HOLDER_DIRECTORY);
+	const uint16_t held = PANDO__OBJECT_SHARED(slot + 1);
+	bool done;
+
+	done = pando__cas_seq_cst(&v->objects[offset / PANDO__GRANULE], &word, held) ||
+	       word == held;
+	/* After the word, as in a transfer: who takes this down looks at the words after that. */
+	if (done && pando__load_seq_cst(&v->spans[offset / PANDO__SPAN].held) != 1)
+		pando__store_seq_cst(&v->spans[offset / PANDO__SPAN].held, 1);
+	return done;
 }
 
 /* --- orphans, one --- */
@@ -209,6 +299,13 @@ static void finish_sweeps(const struct pando__view *v, struct pando__reclaimed *
 
 /* --- the dead --- */
 
+static bool judged(const struct pando__view *v, uint64_t index, uint32_t dead)
+{
+	const uint64_t word = pando__load_relaxed(&v->spans[index].word);
+
+	return PANDO__SPAN_OWNER(word) == dead && PANDO__SPAN_STATE(word) == PANDO__SPAN_SWEEPING;
+}
+
 /* Makes a span of the dead client ours. False if it is none. */
 static bool take_dead(const struct pando__view *v, uint64_t index, uint32_t dead)
 {
@@ -225,6 +322,70 @@ static bool take_dead(const struct pando__view *v, uint64_t index, uint32_t dead
 		       PANDO__SPAN_WORD(dead, PANDO__SPAN_SWEEPING, PANDO__SPAN_COUNT(word)));
 }
 
+/*
+ * From here on nobody is told that the slabs of a dead client are a living one's: who comes to free
+ * something there changes its word by compare-and-swap.
+ */
+static void take_slabs(const struct pando__view *v, uint64_t index, uint32_t dead)
+{
+	for (uint64_t p = index * PANDO__SPAN_PAGES; p < (index + 1) * PANDO__SPAN_PAGES; p++) {
+		const uint32_t entry = pando__load_relaxed(&v->page_table[p]);
+		const unsigned int class = PANDO__PAGE_CLASS(entry);
+
+		if (PANDO__PAGE_OWNER(entry) == dead && class < PANDO__CLASSES)
+			pando__store_release(&v->page_table[p],
+					     PANDO__PAGE_ENTRY(PANDO__OWNER_ORPHAN, class, 0));
+	}
+}
+
+/* All clients have executed a full barrier between two instructions. */
+static void barrier(void)
+{
+	const struct timespec nap = {.tv_nsec = DRAINED_NS};
+
+	if (syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL_EXPEDITED, 0, 0) < 0)
+		(void)nanosleep(&nap, NULL);
+}
+
+/* What somebody is freeing, of the dead, is its own from here on. See remote.c. */
+static void give_to_freers(const struct pando__view *v, const char *slots, uint32_t dead)
+{
+	for (uint32_t s = 0; s < slots_end(v); s++) {
+		const struct pando__intent *intents = intents_of(slots, s);
+
+		for (unsigned int i = 0; i < PANDO__INTENTS && s + 1 != dead; i++) {
+			const uint64_t what = pando__load_acquire(&intents[i].what);
+			const uint64_t offset = PANDO__INTENT_OFFSET(what);
+			uint16_t word = PANDO__OBJECT_LIVE;
+
+			if (PANDO__INTENT_KIND(what) != PANDO__INTENT_FREE || offset < v->first ||
+			    offset >= v->end || !judged(v, offset / PANDO__SPAN, dead))
+				continue;
+			(void)pando__cas_seq_cst(&v->objects[offset / PANDO__GRANULE], &word,
+						 PANDO__OBJECT_SHARED(s + 1));
+			PANDO_INJECT("heap.reap.freer");
+		}
+	}
+}
+
+/* All of its spans are SWEEPING after this, and nobody frees in their slabs by plain stores. */
+static void take_spans(const struct pando__view *v, const char *slots, uint32_t dead)
+{
+	bool any = false;
+
+	for (uint64_t i = first_span(v); i < end_span(v); i++)
+		if (take_dead(v, i, dead)) {
+			PANDO_INJECT("heap.reap.taken");
+			take_slabs(v, i, dead);
+			any = true;
+		}
+	if (!any)
+		return;
+	barrier();
+	PANDO_INJECT("heap.reap.barrier");
+	give_to_freers(v, slots, dead);
+}
+
 static void judge_spans(const struct pando__view *v, uint32_t dead, struct pando__reclaimed *out)
 {
 	struct pando__rebuild b = {.v = v, .out = out, .dead = dead};
@@ -232,8 +393,7 @@ static void judge_spans(const struct pando__view *v, uint32_t dead, struct pando
 	for (uint64_t i = first_span(v); i < end_span(v); i++) {
 		const uint64_t word = pando__load_relaxed(&v->spans[i].word);
 
-		if (take_dead(v, i, dead)) {
-			PANDO_INJECT("heap.reap.taken");
+		if (judged(v, i, dead)) {
 			pando__rebuild_span(&b, i);
 			continue;
 		}
@@ -245,13 +405,6 @@ static void judge_spans(const struct pando__view *v, uint32_t dead, struct pando
 	}
 }
 
-static bool judged(const struct pando__view *v, uint64_t index, uint32_t dead)
-{
-	const uint64_t word = pando__load_relaxed(&v->spans[index].word);
-
-	return PANDO__SPAN_OWNER(word) == dead && PANDO__SPAN_STATE(word) == PANDO__SPAN_SWEEPING;
-}
-
 /* Descending: while a span is SWEEPING, so are those of the dead before it. */
 static void finish_spans(const struct pando__view *v, uint32_t dead, struct pando__reclaimed *out)
 {
@@ -260,8 +413,8 @@ static void finish_spans(const struct pando__view *v, uint32_t dead, struct pand
 			pando__rebuild_finish(v, i, out);
 }
 
-int pando__heap_reap(const struct pando__view *v, uint32_t slot,
-		     const struct pando__slot *slot_page, struct pando__reclaimed *out)
+int pando__heap_reap(const struct pando__view *v, const char *slots, uint32_t slot,
+		     struct pando__reclaimed *out)
 {
 	memset(out, 0, sizeof(*out));
 	if (!pando__heap_there(v))
@@ -269,7 +422,8 @@ int pando__heap_reap(const struct pando__view *v, uint32_t slot,
 	if (slot >= PANDO__HEAP_CLIENTS)
 		return 0;
 	finish_sweeps(v, out);
-	finish_intents(v, slot_page);
+	finish_intents(v, intents_of(slots, slot));
+	take_spans(v, slots, slot + 1);
 	judge_spans(v, slot + 1, out);
 	PANDO_INJECT("heap.reap.judged");
 	finish_spans(v, slot + 1, out);
@@ -417,8 +571,7 @@ static void hint_anew(const struct pando__view *v, uint64_t index)
 
 			if (word == PANDO__OBJECT_REMOTE)
 				pando__remote_hint(v, i * PANDO__GRANULE);
-			else if (PANDO__OBJECT_IS_SHARED(word) &&
-				 PANDO__OBJECT_HOLDER(word) != PANDO__HOLDER_REGION)
+			else if (PANDO__OBJECT_IS_SHARED(word) && !PANDO__OBJECT_OF_NOBODY(word))
 				pando__store_release(&v->spans[index].held, 1);
 		}
 	}
@@ -449,6 +602,7 @@ int pando__heap_recover(const struct pando__view *v, struct pando__reclaimed *ou
 		if (pando__span_in_use(word)) {
 			hint_anew(v, i);
 			end_emptying(v, i);
+			pando__span_unlend(v, (uint32_t)i);
 		} else if (PANDO__SPAN_STATE(word) == PANDO__SPAN_ABSENT)
 			pando__span_finish(v, (uint32_t)i, PANDO__OWNER_BROKER);
 	}

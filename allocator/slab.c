@@ -342,23 +342,30 @@ static void collect_slab(struct pando__front *f, unsigned int class, uint32_t nu
 	const struct pando__class *k = &pando__classes[class];
 	const unsigned int step = k->size / PANDO__GRANULE;
 	uint16_t *words = words_of(f, number);
+	/* Else the broker may be doing the same. */
+	const bool recorded = need_record(f, number) == 0, alone = recorded && claim(f, number);
 	unsigned int free = 0;
 
 	for (unsigned int i = 0; i < k->count; i++) {
-		/* After the hint was taken: see tell() in object.c for the other side. */
+		/* After the hint was taken: see pando__remote_tell() for the other side. */
 		uint16_t word = pando__load_seq_cst(&words[i * step]);
 
 		if (word == PANDO__OBJECT_REMOTE) {
-			/* The broker may be doing the same. */
-			(void)pando__cas_acq_rel(&words[i * step], &word, PANDO__OBJECT_FREE);
+			if (alone)
+				pando__store_relaxed(&words[i * step], PANDO__OBJECT_FREE);
+			else
+				(void)pando__cas_acq_rel(&words[i * step], &word,
+							 PANDO__OBJECT_FREE);
 			word = PANDO__OBJECT_FREE;
 			PANDO_INJECT("heap.collect.freed");
 		}
 		free += word == PANDO__OBJECT_FREE;
 	}
 	/* Without memory for a record they are free all the same, only not used. */
-	if (need_record(f, number) == 0)
+	if (recorded)
 		set_free(f, class, number, free);
+	if (alone)
+		unclaim(f, number);
 }
 
 /*
@@ -471,6 +478,20 @@ void pando__collect(struct pando__front *f)
 	} while (n == BATCH);
 }
 
+/* Under pages_lock no span, and so no memory of its words, leaves this client. */
+static void tell_oneself(struct pando__front *f)
+{
+	pthread_mutex_lock(&f->pages_lock);
+	pando__heap_tell(&f->view, f->slots, f->me);
+	pthread_mutex_unlock(&f->pages_lock);
+}
+
+void pando__collect_all(struct pando__front *f)
+{
+	tell_oneself(f);
+	pando__collect(f);
+}
+
 /* True if there was something to look at. */
 static bool collect_if_told(struct pando__front *f)
 {
@@ -574,6 +595,7 @@ static int refill_new(struct pando__front *f, unsigned int class, void **out, un
 	while (n == 0) {
 		rc = new_slab(f, class);
 		if (rc < 0) {
+			tell_oneself(f);
 			n = refill_collected(f, class, out, want);
 			if (n == 0 && rc == -ENOMEM && list_leftovers(f, class))
 				n = refill_listed(f, class, out, want);

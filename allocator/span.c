@@ -12,6 +12,8 @@
  *		Killed after: the hints are not set. Spans are found without them, later.
  *	purge	word: RESERVE -> ABSENT by the purger; memory is given back; word -> FREE
  *		Killed in between: the broker finds ABSENT by a dead one, and does the rest again.
+ *	shed	free pages of a span in use, lent by its owner (see Lending in layout.h): the broker
+ *		gives their memory back. Killed in between: its successor does it again.
  *
  * A run of spans is taken one after the other, from below. Where one of them has just been taken by
  * somebody else, those before it are let go, and the search goes on behind it; so of two who want
@@ -48,6 +50,7 @@
 
 #define OBJECTS_BYTES ((uint64_t)(PANDO__SPAN / PANDO__GRANULE) * sizeof(uint16_t))
 #define TRIES 3u
+#define RUN 64u /* spans whose memory is given back at once */
 
 static_assert(OBJECTS_BYTES % PANDO__PAGE == 0, "object words of a span are pages of their own");
 
@@ -121,75 +124,167 @@ bool pando__span_release(const struct pando__view *v, uint32_t index, uint64_t w
 		return false;
 	PANDO_INJECT("heap.span.released");
 	lower_hint(v, index);
-	if (v->lazy && !pando__load_relaxed(&v->heap->reserves.value))
-		pando__store_release(&v->heap->reserves.value, 1);
+	if (v->lazy)
+		pando__purge_hint(v);
 	return true;
 }
 
-static void give_back(const struct pando__view *v, uint32_t index)
+void pando__purge_hint(const struct pando__view *v)
 {
-	pando__decommit(v, (uint64_t)index * PANDO__SPAN, PANDO__SPAN);
-	PANDO_INJECT("heap.span.punched");
-	pando__decommit(v, objects_offset(v, index), OBJECTS_BYTES);
+	/* Pairs with the exchange in pando__spans_purge(): one of the two sees the other. */
+	if (!pando__load_seq_cst(&v->heap->reserves.value))
+		pando__store_seq_cst(&v->heap->reserves.value, 1);
 }
 
-/* ABSENT with that owner -> FREE, without memory. */
-static bool finish(const struct pando__view *v, uint32_t index, uint64_t word)
+/* Of `n` spans, one behind the other. */
+static void give_back(const struct pando__view *v, uint32_t index, uint32_t n)
+{
+	pando__decommit(v, (uint64_t)index * PANDO__SPAN, (uint64_t)n * PANDO__SPAN);
+	PANDO_INJECT("heap.span.punched");
+	pando__decommit(v, objects_offset(v, index), n * OBJECTS_BYTES);
+}
+
+/* ABSENT, without memory -> FREE. */
+static void now_free(const struct pando__view *v, uint32_t index, uint64_t word)
 {
 	struct pando__span *s = &v->spans[index];
 
-	give_back(v, index);
 	pando__store_relaxed(&s->node, 0);
 	PANDO_INJECT("heap.span.purged");
-	if (!pando__cas_acq_rel(&s->word, &word,
-				PANDO__SPAN_WORD(0, PANDO__SPAN_FREE, PANDO__SPAN_COUNT(word) + 1)))
-		return false;
-	lower_hint(v, index);
-	return true;
+	if (pando__cas_acq_rel(&s->word, &word,
+			       PANDO__SPAN_WORD(0, PANDO__SPAN_FREE, PANDO__SPAN_COUNT(word) + 1)))
+		lower_hint(v, index);
 }
 
-static bool purge(const struct pando__view *v, uint32_t index, uint64_t word, uint32_t purger)
-{
-	const uint64_t mine =
-		PANDO__SPAN_WORD(purger, PANDO__SPAN_ABSENT, PANDO__SPAN_COUNT(word) + 1);
+/* What a purge is asked for. */
+struct purge {
+	uint32_t purger, age_ms, most, now;
+};
 
-	if (!pando__cas_acq_rel(&v->spans[index].word, &word, mine))
-		return false;
-	PANDO_INJECT("heap.span.purging");
-	return finish(v, index, mine);
+/* It may have become RESERVE after `now`. */
+static bool is_young(const struct pando__span *s, const struct purge *p)
+{
+	return p->age_ms && (int32_t)(p->now - pando__load_relaxed(&s->since)) < (int32_t)p->age_ms;
+}
+
+/*
+ * Takes spans that have been RESERVE for long enough, one behind the other from `index` on. Returns how
+ * many.
+ */
+static uint32_t seize(const struct pando__view *v, uint32_t index, uint32_t end,
+		      const struct purge *p)
+{
+	uint32_t n = 0;
+
+	for (; n < p->most && n < RUN && index + n < end; n++) {
+		struct pando__span *s = &v->spans[index + n];
+		uint64_t word = pando__load_acquire(&s->word);
+
+		if (PANDO__SPAN_STATE(word) != PANDO__SPAN_RESERVE || is_young(s, p) ||
+		    !pando__cas_acq_rel(&s->word, &word,
+					PANDO__SPAN_WORD(p->purger, PANDO__SPAN_ABSENT,
+							 PANDO__SPAN_COUNT(word) + 1)))
+			break;
+		PANDO_INJECT("heap.span.purging");
+	}
+	return n;
+}
+
+static uint32_t purge_run(const struct pando__view *v, uint32_t index, uint32_t end,
+			  const struct purge *p)
+{
+	const uint32_t n = seize(v, index, end, p);
+
+	if (n)
+		give_back(v, index, n);
+	for (uint32_t i = index; i < index + n; i++)
+		now_free(v, i, pando__load_relaxed(&v->spans[i].word));
+	return n;
+}
+
+/* ---- pages that are lent ---------------------------------------------------------------------- */
+
+/* Its owner has forgotten it: it is released in its stead, unless that has been done. */
+static void release_left(const struct pando__view *v, uint32_t index, uint16_t lent)
+{
+	struct pando__span *s = &v->spans[index];
+	const uint64_t word = pando__load_acquire(&s->word);
+
+	if (PANDO__SPAN_STATE(word) == PANDO__SPAN_OWNED &&
+	    PANDO__LEFT(PANDO__SPAN_COUNT(word)) == lent)
+		(void)pando__span_release(v, index, word);
+	PANDO_INJECT("heap.span.left");
+	/* Who has it now may have stored NONE already. */
+	(void)pando__cas_acq_rel(&s->lent, &lent, PANDO__LENT_NONE);
+}
+
+void pando__span_unlend(const struct pando__view *v, uint32_t index)
+{
+	struct pando__span *s = &v->spans[index];
+	uint16_t lent = pando__load_acquire(&s->lent);
+
+	if (PANDO__LENDING(lent) == PANDO__LENT_BUSY) {
+		/* More can become free meanwhile; none is taken. */
+		pando__decommit_pages(v, index, ~pando__load_relaxed(&s->pages));
+		PANDO_INJECT("heap.span.shed");
+		/* Pairs with its owner, who finds NONE and knows that the memory is gone. */
+		if (pando__cas_acq_rel(&s->lent, &lent, PANDO__LENT_NONE))
+			return;
+	}
+	if (PANDO__LENDING(lent) == PANDO__LENT_LEFT)
+		release_left(v, index, lent);
+}
+
+static bool take_lent(const struct pando__view *v, uint32_t index, uint64_t word)
+{
+	uint16_t lent = PANDO__LENT;
+
+	return (PANDO__SPAN_STATE(word) == PANDO__SPAN_OWNED ||
+		PANDO__SPAN_STATE(word) == PANDO__SPAN_ORPHAN) &&
+	       pando__load_seq_cst(&v->spans[index].lent) == PANDO__LENT &&
+	       pando__cas_acq_rel(&v->spans[index].lent, &lent, PANDO__LENT_BUSY);
 }
 
 uint32_t pando__spans_purge(const struct pando__view *v, uint32_t purger, uint32_t age_ms,
 			    uint32_t most)
 {
-	const uint32_t now = now_ms(), end = pando__spans_end(v);
-	uint32_t done = 0;
+	const uint32_t end = pando__spans_end(v);
+	struct purge p = {.purger = purger, .age_ms = age_ms, .most = most, .now = now_ms()};
 	bool left = false;
 
-	/* Pairs with the release store of who makes a span RESERVE: it is seen below, or left. */
-	if (!v->lazy || pando__exchange_acq_rel(&v->heap->reserves.value, 0) == 0)
+	/* Pairs with pando__purge_hint(): what it was set for is seen below, or it is set again. */
+	if (!v->lazy || pando__exchange_seq_cst(&v->heap->reserves.value, 0) == 0)
 		return 0;
-	for (uint32_t i = first_of(v); i < end && !(left && done >= most); i++) {
-		uint64_t word = pando__load_acquire(&v->spans[i].word);
+	for (uint32_t i = first_of(v), n; i < end && !(left && p.most == 0); i += n ? n : 1) {
+		const uint64_t word = pando__load_seq_cst(&v->spans[i].word);
 
-		if (PANDO__SPAN_STATE(word) != PANDO__SPAN_RESERVE)
-			continue;
-		if (done >= most || now - pando__load_relaxed(&v->spans[i].since) < age_ms)
-			left = true;
-		else
-			done += purge(v, i, word, purger);
+		n = 0;
+		if (PANDO__SPAN_STATE(word) == PANDO__SPAN_RESERVE) {
+			n = purge_run(v, i, end, &p);
+			left |= n == 0;
+		} else if (pando__load_relaxed(&v->spans[i].lent) == PANDO__LENT) {
+			if (purger == PANDO__OWNER_BROKER && p.most && take_lent(v, i, word)) {
+				PANDO_INJECT("heap.span.shedding");
+				pando__span_unlend(v, i);
+				n = 1;
+			}
+			left |= n == 0;
+		}
+		p.most -= n;
 	}
 	if (left)
 		pando__store_release(&v->heap->reserves.value, 1);
-	return done;
+	return most - p.most;
 }
 
 void pando__span_finish(const struct pando__view *v, uint32_t index, uint32_t purger)
 {
 	uint64_t word = pando__load_acquire(&v->spans[index].word);
 
-	if (PANDO__SPAN_STATE(word) == PANDO__SPAN_ABSENT && PANDO__SPAN_OWNER(word) == purger)
-		(void)finish(v, index, word);
+	if (PANDO__SPAN_STATE(word) == PANDO__SPAN_ABSENT && PANDO__SPAN_OWNER(word) == purger) {
+		give_back(v, index, 1);
+		now_free(v, index, word);
+	}
 }
 
 int pando__spans_shrink(const struct pando__view *v, uint64_t size)
@@ -224,7 +319,7 @@ int pando__spans_shrink(const struct pando__view *v, uint64_t size)
 
 		if (PANDO__SPAN_STATE(word) != PANDO__SPAN_ABSENT)
 			continue;
-		give_back(v, i);
+		give_back(v, i, 1);
 		pando__store_relaxed(&v->spans[i].node, 0);
 		(void)pando__cas_acq_rel(
 			&v->spans[i].word, &word,
@@ -242,8 +337,10 @@ void pando__spans_settle(const struct pando__view *v)
 
 		if (PANDO__SPAN_STATE(word) == PANDO__SPAN_ABSENT &&
 		    (PANDO__SPAN_OWNER(word) == 0 ||
-		     PANDO__SPAN_OWNER(word) == PANDO__OWNER_BROKER))
-			(void)finish(v, i, word);
+		     PANDO__SPAN_OWNER(word) == PANDO__OWNER_BROKER)) {
+			give_back(v, i, 1);
+			now_free(v, i, word);
+		}
 	}
 }
 
@@ -344,6 +441,7 @@ static int take(struct pando__front *f, uint32_t index, uint32_t node)
 	pando__store_relaxed(&s->pages, 0);
 	pando__store_relaxed(&s->remote, 0);
 	pando__store_relaxed(&s->held, 0);
+	pando__store_relaxed(&s->lent, PANDO__LENT_NONE);
 	return 1;
 }
 
@@ -513,4 +611,18 @@ void pando__span_give(struct pando__front *f, uint32_t index)
 	discharge(f, 1);
 	if (PANDO__SPAN_STATE(word) == PANDO__SPAN_OWNED && PANDO__SPAN_OWNER(word) == f->me)
 		(void)pando__span_release(&f->view, index, word);
+}
+
+bool pando__span_leave(struct pando__front *f, uint32_t index)
+{
+	struct pando__span *s = &f->view.spans[index];
+	const uint64_t word = pando__load_relaxed(&s->word);
+	uint16_t lent = PANDO__LENT_BUSY;
+
+	/* Pairs with the broker, who releases it then: words and page table were cleared before. */
+	if (!pando__cas_acq_rel(&s->lent, &lent, PANDO__LEFT(PANDO__SPAN_COUNT(word))))
+		return false;
+	PANDO_INJECT("heap.span.leaving");
+	discharge(f, 1);
+	return true;
 }

@@ -22,6 +22,7 @@
  * knows the fork by a wiped page.
  */
 #include "debug.h"
+#include "remote.h"
 
 #include <assert.h>
 #include <errno.h>
@@ -118,6 +119,7 @@ static void thread_ends(void *unused)
 	for (; m; m = next) {
 		next = m->next;
 		if (m->front) {
+			pando__remote_settle(m);
 			flush(m, m->front);
 			pando__large_thread_end(m->front, m);
 		}
@@ -197,6 +199,7 @@ static struct pando__magazines *magazines_new(struct pando__front *f)
 	m->objects = f->view.objects;
 	m->words = (uintptr_t)f->view.objects - (uintptr_t)f->view.base / 16;
 	m->me_above = f->me << 16;
+	m->untold = PANDO__NOTHING_UNTOLD;
 	for (unsigned int class = 1; class < PANDO__CLASSES; class ++)
 		room += magazine_init(&m->of[class], m->store + room, pando__classes[class].size);
 	assert(room <= sizeof(m->store) / sizeof(m->store[0]));
@@ -304,6 +307,7 @@ static int init(struct pando__front *f, const struct pando__front_options *o)
 	f->intents =
 		(struct pando__intent *)(void *)(o->slots + (size_t)o->slot * PANDO__SLOT_SIZE +
 						 PANDO__INTENTS_OFFSET);
+	f->heeds = pando__remote_heeds();
 	f->view.self = f->me;
 	f->view.available = o->available;
 	pthread_mutex_init(&f->intent_lock, NULL);

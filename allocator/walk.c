@@ -25,7 +25,7 @@ static void count_held(struct pando__walk *w, uint16_t word, uint64_t bytes, str
 {
 	struct pando__walk_client *c;
 
-	if (PANDO__OBJECT_HOLDER(word) == PANDO__HOLDER_REGION) {
+	if (PANDO__OBJECT_OF_NOBODY(word)) {
 		t->region++;
 		return;
 	}

@@ -78,6 +78,7 @@ void broker_put_all(struct broker *b, unsigned int (*descriptors)(struct client 
 
 		client_put(c, fds, descriptors(c, fds));
 	}
+	graft_put_all(b);
 }
 
 void broker_drain(struct broker *b)
@@ -163,4 +164,5 @@ void broker_check(struct broker *b)
 		for (struct quota_account *a = b->quota.buckets[i]; a; a = a->next)
 			booked += a->memory;
 	must(charged == booked, "booked memory");
+	graft_check(b, must);
 }

@@ -47,6 +47,7 @@
 
 #include "access.h"
 #include "config.h"
+#include "graft.h"
 #include "quota.h"
 #include "records.h"
 #include "store.h"
@@ -98,6 +99,9 @@ struct client {
 	struct pando__msg *parked; /* its request, while it waits */
 	struct parking *parked_at;
 	struct client *park_next;
+	int passed; /* the descriptor that came with the request that is being looked at, or -1 */
+	struct receiver *receiver; /* graft.h; NULL: it takes no grafts */
+	struct graft *reserved;
 };
 
 enum region_state { REGION_CREATING, REGION_LIVE, REGION_DYING };
@@ -196,9 +200,12 @@ struct region {
 	struct region_heap heap;
 	struct pando__rcu_view rcu; /* slots NULL: not mapped yet */
 	struct rcu_watch *watch; /* rcu.c; NULL: nobody has waited yet */
+	struct pando__directory *directory; /* mapped, writable */
+	struct directory_watch *writers; /* directory.c */
 	struct job job; /* what is being done to it, if `working` */
 	bool working;
 	bool placed; /* it has its range of the window */
+	bool announced; /* its last user has gone: it is one of broker->frees */
 	struct parking waiting; /* requests that wait until job is done */
 	uint64_t charged; /* bytes booked for its owner */
 	char why[PANDO__PROTO_TEXT]; /* why `auto` did not pick a better backend */
@@ -226,6 +233,8 @@ struct broker_ops {
 	 * other clients. NULL: there are none.
 	 */
 	void (*heirs)(struct client *c);
+	/* The client's pidfd, the server's still, or -1. NULL: there are none. */
+	int (*process)(struct client *c);
 };
 
 #define BROKER_CLIENT_BUCKETS 4096u
@@ -243,7 +252,7 @@ struct broker {
 	struct window window;
 	struct quota quota;
 	struct parking freeing; /* requests that wait until memory has come back */
-	unsigned int frees; /* DYING regions */
+	unsigned int frees; /* regions that are DYING, or will be when their heap's job has ended */
 	/* How long a job waits for their memory; 0 where no other thread frees it. Fixed. */
 	unsigned int patience_ms;
 	unsigned int jobs; /* under way */
@@ -256,6 +265,11 @@ struct broker {
 	/* Reapings in heaps: how many, what they freed, how long the work itself took. */
 	uint64_t heap_reaps_total, heap_objects_total, heap_bytes_total;
 	uint64_t heap_reap_ns_last, heap_reap_ns_max;
+	struct {
+		uint64_t total, bytes_total, mmap_total;
+		uint64_t refused_total, lost_total, cleared_total;
+		uint64_t waiting, waiting_bytes, held, held_bytes;
+	} grafts;
 };
 
 /* broker.c: the whole. */
@@ -393,6 +407,9 @@ void job_done(struct job *job);
 
 /* heap.c: heaps. */
 void heap_init(void); /* once in the process: SIGBUS in a heap ends a job, not the broker */
+/* Calls work(arg), which looks into a heap. False if it met memory that is not there, and has ended
+ * anywhere. */
+bool heap_guarded(void (*work)(void *arg), void *arg);
 /* True if a client has made a heap in the region. */
 bool heap_there(struct region *r);
 void heap_unmap(struct region *r);
@@ -441,6 +458,15 @@ void rcu_died(struct region *r);
 void rcu_clear(struct region *r, uint32_t slot);
 /* Called each second. */
 void rcu_tick(struct broker *b);
+
+/* directory.c: names of objects. */
+/* Maps its heads, and unmaps them. 0 or a negative errno with a sentence. */
+int directory_open(struct region *r);
+void directory_close(struct region *r);
+/* The client of this slot is REAPING, and the region has a heap: what it was changing is mended. */
+void directory_died(struct region *r, uint32_t slot);
+/* Called each second. */
+void directory_tick(struct broker *b);
 
 /* takeup.c: after a restart. */
 struct takeup_client {

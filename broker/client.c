@@ -69,6 +69,7 @@ struct client *client_new(struct broker *b, uint64_t id, const struct identity *
 	c->broker = b;
 	c->who = *who;
 	c->pid = pid;
+	c->passed = -1;
 	c->record.version = RECORD_VERSION;
 	c->record.id = id ? id : broker_new_id(b);
 	c->record.connected_ns = broker_now();
@@ -150,6 +151,7 @@ void client_died(struct client *c, uint64_t noticed_ns)
 	abandon_request(c);
 	for (struct attachment *a = c->attachments; a; a = a->next)
 		release(a);
+	graft_gone(c);
 	PANDO_INJECT("broker.died.released");
 	if (c->attachments)
 		count_death(c->broker, noticed_ns);
@@ -193,6 +195,7 @@ void client_gone(struct client *c, uint64_t noticed_ns)
 		client_detach(c->attachments);
 		PANDO_INJECT("broker.gone.detached");
 	}
+	graft_gone(c);
 	/* Killed before this: the successor gets the record and a connection that has hung up. */
 	broker_forget(b, STORE_CLIENT, c->record.id);
 	PANDO_INJECT("broker.gone.forgotten");

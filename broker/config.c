@@ -32,6 +32,7 @@
 #define CONFIG_MAGIC 0x666e6f636f646e70ull /* "pndoconf" */
 #define DEFAULT_FILE "/etc/pando/pandod.conf"
 #define FILE_LINE_MAX 4352 /* a path and its name */
+#define GRAFT_WAITING_MAX 1024 /* each may take a descriptor here and in the supervisor */
 #define ADDRESS_SPACE (1ull << 47)
 
 static int set_socket(struct broker_config *c, const char *v)
@@ -253,6 +254,34 @@ static int set_quota(struct broker_config *c, const char *v)
 	return 0;
 }
 
+static int set_graft(struct broker_config *c, const char *v)
+{
+	static const char *const names[] = {"uid", "any", "off"};
+
+	for (unsigned int i = 0; i < sizeof(names) / sizeof(names[0]); i++) {
+		if (strcmp(v, names[i]) == 0) {
+			c->graft = i;
+			return 0;
+		}
+	}
+	return pando__fail(EINVAL, "graft \"%s\" is none of uid, any, off", v);
+}
+
+static int set_graft_limit(struct broker_config *c, const char *v)
+{
+	return parse_size("graft-limit", v, &c->graft_limit);
+}
+
+static int set_graft_waiting(struct broker_config *c, const char *v)
+{
+	unsigned long n;
+	int ret = parse_number("graft-waiting", v, GRAFT_WAITING_MAX, &n);
+
+	if (ret == 0)
+		c->graft_waiting = (unsigned int)n;
+	return ret;
+}
+
 static int set_log_level(struct broker_config *c, const char *v)
 {
 	static const char *const names[] = {"error", "warn", "info", "debug"};
@@ -311,6 +340,9 @@ static const struct setting {
 	{"quota-heap", required_argument, set_quota_heap, NULL, 0},
 	{"quota-heap-client", required_argument, set_quota_heap_client, NULL, 0},
 	{"quota", required_argument, set_quota, NULL, 0},
+	{"graft", required_argument, set_graft, NULL, 0},
+	{"graft-limit", required_argument, set_graft_limit, NULL, 0},
+	{"graft-waiting", required_argument, set_graft_waiting, NULL, 0},
 	{"log-level", required_argument, set_log_level, "PANDO_LOG_LEVEL", 0},
 	{"log-file", required_argument, set_log_file, NULL, 0},
 	{"drain-timeout", required_argument, set_drain_timeout, NULL, 0},
@@ -634,6 +666,11 @@ void config_usage(FILE *out)
 	      "  --quota-heap-client SIZE  of one heap, what each process may own\n"
 	      "  --quota UID:memory=SIZE,regions=N,clients=N,heap=SIZE,heap-client=SIZE\n"
 	      "                         limits of one user, by name or number; may be repeated\n"
+	      "  --graft WHO            whose buffers a process takes: uid (of its own user and "
+	      "root, the default),\n"
+	      "                         any, off\n"
+	      "  --graft-limit SIZE     of buffers that wait for one process (default: 4G)\n"
+	      "  --graft-waiting N      buffers that wait for one process (default: 64)\n"
 	      "  --log-level LEVEL      error, warn, info (default) or debug\n"
 	      "  --log-file FILE        a file, stderr (default) or journal; SIGHUP opens a file "
 	      "anew\n"

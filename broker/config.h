@@ -36,6 +36,13 @@ enum config_role {
 	CONFIG_ROLE_SUPERVISOR = 2, /* --supervise-channel: started by a broker that lost its own */
 };
 
+/* Who may graft into whom, beyond that the receiver listens. */
+enum config_graft {
+	CONFIG_GRAFT_UID = 0, /* the same user; root into everybody */
+	CONFIG_GRAFT_ANY = 1,
+	CONFIG_GRAFT_OFF = 2,
+};
+
 struct config_quota {
 	uint64_t memory; /* bytes; 0: no limit */
 	uint64_t heap; /* bytes that the user's clients may own in one heap; 0: no limit */
@@ -66,6 +73,9 @@ struct broker_config {
 	struct config_quota quota;
 	struct config_user_quota users[CONFIG_MAX_QUOTAS];
 	unsigned int user_count;
+	enum config_graft graft;
+	unsigned int graft_waiting; /* grafts that may wait for one receiver; 0: the default */
+	uint64_t graft_limit; /* bytes of them; 0: the default */
 	enum log_level log_level;
 	char log_target[PATH_MAX]; /* "stderr", "journal" or a file */
 	uint32_t drain_timeout_ms;

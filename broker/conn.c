@@ -193,14 +193,18 @@ static bool read_one(struct conn *c)
 
 	if (n == -EAGAIN || n == -EINTR)
 		return false;
-	for (unsigned int i = 0; n >= 0 && i < nfds; i++)
-		close(fds[i]); /* no request carries any; the count makes the parser refuse */
-	if (n == -EPROTO)
+	if (n == -EPROTO) {
 		handler_malformed(c->client, "the message is too long or has too many descriptors");
-	else if (n > 0)
+	} else if (n > 0) {
+		c->client->passed = nfds == 1 ? fds[0] : -1;
 		handler_packet(c->client, packet, (size_t)n, nfds);
-	else
+		c->client->passed = -1;
+	} else {
 		conn_doom(c);
+	}
+	/* A memfd that comes with a graft has been duplicated; no other request carries any. */
+	for (unsigned int i = 0; n >= 0 && i < nfds; i++)
+		close(fds[i]);
 	return !c->doomed && !c->client->busy;
 }
 
@@ -283,12 +287,18 @@ static void ops_heirs(struct client *parent)
 	s->hearing = false;
 }
 
+static int ops_process(struct client *client)
+{
+	return ((struct conn *)client->outside)->pidfd;
+}
+
 const struct broker_ops server_ops = {
 	.send = ops_send,
 	.idle = ops_idle,
 	.hangup = ops_hangup,
 	.submit = ops_submit,
 	.heirs = ops_heirs,
+	.process = ops_process,
 };
 
 static void on_closed(uv_handle_t *handle)

@@ -227,6 +227,20 @@ static int request(struct client *c, const struct pando__msg *msg)
 		return walk_clients(c, msg);
 	case PANDO__MSG_STATUS:
 		return walk_status(c);
+	case PANDO__MSG_GRAFT_LISTEN:
+		return graft_listen(c, msg);
+	case PANDO__MSG_GRAFT_RESERVE:
+		return graft_reserve(c, msg);
+	case PANDO__MSG_GRAFT_SEND:
+		return graft_send(c, msg);
+	case PANDO__MSG_GRAFT_CANCEL:
+		return graft_cancel(c, msg);
+	case PANDO__MSG_GRAFT_ACCEPT:
+		return graft_accept(c, msg);
+	case PANDO__MSG_GRAFT_TAKEN:
+		return graft_taken(c, msg);
+	case PANDO__MSG_GRAFT_RELEASE:
+		return graft_release(c, msg);
 	default: /* the parser lets nothing else through */
 		return pando__fail(EPROTO, "unknown message type %u", msg->header.type);
 	}

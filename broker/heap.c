@@ -68,8 +68,7 @@ static void on_bus_error(int signal_number, siginfo_t *info, void *context)
 	(void)signal(signal_number, SIG_DFL); /* again, and for good */
 }
 
-/* Calls work(arg). False if it met memory that is not there, and has ended anywhere. */
-static bool guarded(void (*work)(void *arg), void *arg)
+bool heap_guarded(void (*work)(void *arg), void *arg)
 {
 	sigjmp_buf here;
 	bool whole = false;
@@ -150,7 +149,7 @@ bool heap_there(struct region *r)
 			  pando_strerror_last());
 		return false;
 	}
-	return guarded(look_for_heap, h) && h->there;
+	return heap_guarded(look_for_heap, h) && h->there;
 }
 
 /* --- slots --- */
@@ -193,6 +192,8 @@ void heap_release(struct region *r, uint32_t slot, bool readonly)
 
 	if (r->broker->ending && heap_there(r))
 		return; /* it lives, and goes on without a broker */
+	if (!readonly)
+		directory_died(r, slot);
 	if (readonly || slot >= PANDO__HEAP_CLIENTS || !heap_there(r)) {
 		ledger_reap(r, slot);
 		return;
@@ -270,10 +271,8 @@ static void grace(void *arg)
 static void reap(void *arg)
 {
 	struct region_heap *h = arg;
-	const char *page = h->slots + (size_t)h->slot * PANDO__SLOT_SIZE;
 
-	(void)pando__heap_reap(&h->view, h->slot, (const struct pando__slot *)(const void *)page,
-			       &h->reclaimed);
+	(void)pando__heap_reap(&h->view, h->slots, h->slot, &h->reclaimed);
 }
 
 /* Those of `waiting` that nobody names any more are put into `free`. */
@@ -298,6 +297,7 @@ static void sweep(void *arg)
 	struct pando__reclaimed more;
 
 	(void)pando__heap_sweep(&h->view, &h->reclaimed);
+	pando__heap_tell(&h->view, h->slots, 0);
 	for (uint32_t slot = 0; slot < high && slot < PANDO__HEAP_CLIENTS; slot++) {
 		const bool told = pando__load_relaxed(&h->view.clients[slot].remote) != 0;
 
@@ -335,7 +335,7 @@ void heap_work(struct job *job)
 
 	memset(&h->reclaimed, 0, sizeof(h->reclaimed));
 	memset(h->free, 0, sizeof(h->free));
-	job->result = guarded(work[h->doing], h) ? 0 : -EFAULT;
+	job->result = heap_guarded(work[h->doing], h) ? 0 : -EFAULT;
 	PANDO_INJECT("broker.heap.worked");
 }
 
@@ -391,7 +391,7 @@ void heap_continue(struct region *r)
 	uint32_t slot;
 	bool dead;
 
-	if (h->working || h->failed || r->state != REGION_LIVE)
+	if (h->working || h->failed || r->state != REGION_LIVE || r->announced)
 		return;
 	dead = any_bit(h->dead, &slot);
 	if (!h->settle && !h->sweep)
@@ -548,7 +548,7 @@ void heap_tick(struct broker *b)
 		if (r->state != REGION_LIVE || !heap_there(r))
 			continue;
 		/* Orphans are gone through now and then even if they say nothing. */
-		if (!guarded(look_for_work, &w) || ++h->ticks % HEAP_TICKS == 0)
+		if (!heap_guarded(look_for_work, &w) || ++h->ticks % HEAP_TICKS == 0)
 			w.sweep = true;
 		h->sweep |= w.sweep;
 		h->look = true;

@@ -15,6 +15,7 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/random.h>
 #include <unistd.h>
 
 #include "backend/file.h"
@@ -47,6 +48,9 @@ void ledger_format(struct region *r)
 	l->committed = r->record.committed;
 	l->flags = r->record.flags & PANDO_HEAP;
 	l->rcu_mode = pando__membarrier_mode();
+	/* Without it names could be chosen so that they are found slowly: no more. */
+	if (getrandom(&l->directory_seed, sizeof(l->directory_seed), 0) < 0)
+		l->directory_seed = broker_now();
 	/* Killed before this: nobody has seen the file, and it goes with the broker. */
 	pando__store_release(&l->magic, PANDO__LEDGER_MAGIC);
 }

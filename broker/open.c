@@ -124,7 +124,7 @@ static int open_inherited(struct client *c, const struct pando__msg *msg)
 	struct attachment *a;
 	int rc;
 
-	if (!r || r->state != REGION_LIVE)
+	if (!r || r->state != REGION_LIVE || r->announced)
 		return pando__fail(ENOENT, "there is no region with id %" PRIu64 " any more",
 				   m->region_id);
 	a = parent ? client_attachment(parent, m->region_id) : NULL;

@@ -66,6 +66,7 @@ void region_free(struct region *r)
 		window_release(&b->window, r->record.base);
 	quota_discharge(&b->quota, r->record.uid, r->charged, 1, 0);
 	heap_unmap(r);
+	directory_close(r);
 	rcu_close(r);
 	if (r->ledger)
 		munmap(r->ledger, PANDO__LEDGER_SIZE);
@@ -122,6 +123,7 @@ int region_make_files(struct region *r)
 int region_open_files(struct region *r)
 {
 	void *at;
+	int rc;
 
 	r->ledger_ro = pando__file_reopen_readonly(r->ledger_fd);
 	if (r->ledger_ro < 0)
@@ -132,7 +134,8 @@ int region_open_files(struct region *r)
 		return pando__fail(errno, "cannot map the ledger of region \"%s\": %s",
 				   r->record.name, strerror(errno));
 	r->ledger = at;
-	return rcu_open(r);
+	rc = rcu_open(r);
+	return rc < 0 ? rc : directory_open(r);
 }
 
 bool region_lazy(const struct region *r)
@@ -162,6 +165,14 @@ void region_destroy(struct region *r, const struct client *by)
 	PANDO_INJECT("broker.destroy.ledger");
 }
 
+/* From here on, who misses memory, or the room in a quota, waits for that of this region. */
+static void announce_end(struct region *r)
+{
+	if (!r->announced)
+		(void)pando__add_relaxed(&r->broker->frees, 1);
+	r->announced = true;
+}
+
 /* Its addresses are free at once, since nobody maps it; its memory when the job is done. */
 static void begin_dying(struct region *r)
 {
@@ -185,7 +196,7 @@ static void begin_dying(struct region *r)
 	}
 	/* Killed after this: nobody knows it any more, and the kernel closes its files. */
 	broker_forget(b, STORE_REGION, r->record.id);
-	(void)pando__add_relaxed(&b->frees, 1);
+	announce_end(r);
 	b->region_count--;
 	job_start(r, JOB_FREE, NULL, 0, r->record.committed);
 }
@@ -195,10 +206,16 @@ void region_settle(struct region *r)
 	const uint32_t ends = PANDO_TRANSIENT | PANDO_REGION_DESTROYED;
 
 	if (r->state != REGION_LIVE || r->users > 0 || r->holds > 0 || r->working ||
-	    r->heap.working || !(r->record.flags & ends))
+	    !(r->record.flags & ends))
 		return;
 	if (r->waiting.first) /* requests that were made before it ended come first */
 		return;
+	if (r->heap.working) { /* it ends when the worker has left it; nobody finds it any more */
+		if (!(r->record.flags & PANDO_REGION_DESTROYED))
+			region_destroy(r, NULL);
+		announce_end(r);
+		return;
+	}
 	log_info("region \"%s\" ends with its last user", r->record.name);
 	begin_dying(r);
 }

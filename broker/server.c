@@ -94,6 +94,7 @@ static void on_heap_timer(uv_timer_t *timer)
 
 	heap_tick(&s->broker);
 	rcu_tick(&s->broker);
+	directory_tick(&s->broker);
 	server_bury(s);
 }
 

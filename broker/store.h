@@ -26,6 +26,9 @@ enum store_kind {
 	STORE_CLIENT = 2, /* struct client_record; connection, pidfd */
 	STORE_LISTENER = 3, /* no blob; the listening socket: put by the supervisor itself */
 	STORE_EPOCH = 4, /* uint64_t; put by the supervisor itself */
+	STORE_RECEIVER = 5, /* struct receiver_record; by client id; the event socket */
+	STORE_GRAFT = 6, /* struct graft_record; the memfd, if it waits in one */
+	STORE_GRAFT_HELD = 7, /* the same, accepted: no descriptor */
 };
 
 struct store;

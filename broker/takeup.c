@@ -146,6 +146,13 @@ static int take(void *arg, enum store_kind kind, uint64_t id, const void *blob, 
 			break;
 		*t->listener = fds[0];
 		return 0;
+	case STORE_RECEIVER:
+		graft_take_receiver(t->b, blob, size, fds, nfds);
+		return 0;
+	case STORE_GRAFT:
+	case STORE_GRAFT_HELD:
+		graft_take(t->b, kind == STORE_GRAFT_HELD, id, blob, size, fds, nfds);
+		return 0;
 	case STORE_EPOCH:
 		if (size == sizeof(t->b->epoch))
 			memcpy(&t->b->epoch, blob, size);
@@ -238,6 +245,7 @@ int takeup_run(struct broker *b, int (*adopt)(struct broker *b, struct takeup_cl
 		walk_table(r);
 		finish(r);
 	}
+	graft_taken_up(b);
 	PANDO_INJECT("broker.takeup.done");
 	if (b->epoch > 1)
 		log_warn("epoch %" PRIu64 ": took up %" PRIu64 " regions and %" PRIu64 " clients",

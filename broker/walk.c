@@ -91,6 +91,12 @@ static void client_info(struct pando_client_info *info, const struct client *c)
 	info->parent = c->record.parent;
 	info->connected_ns = c->record.connected_ns;
 	memcpy(info->program, c->record.program, sizeof(info->program));
+	if (!c->receiver)
+		return;
+	info->grafts_waiting = c->receiver->waiting;
+	info->grafts_held = c->receiver->held;
+	info->grafts_waiting_bytes = c->receiver->waiting_bytes;
+	info->grafts_held_bytes = c->receiver->held_bytes;
 }
 
 int walk_clients(struct client *c, const struct pando__msg *msg)
@@ -145,6 +151,16 @@ int walk_status(struct client *c)
 	info->heap_bytes_total = b->heap_bytes_total;
 	info->heap_reap_ns_last = b->heap_reap_ns_last;
 	info->heap_reap_ns_max = b->heap_reap_ns_max;
+	info->grafts_total = b->grafts.total;
+	info->grafts_bytes_total = b->grafts.bytes_total;
+	info->grafts_mmap_total = b->grafts.mmap_total;
+	info->grafts_refused_total = b->grafts.refused_total;
+	info->grafts_lost_total = b->grafts.lost_total;
+	info->grafts_cleared_total = b->grafts.cleared_total;
+	info->grafts_waiting = b->grafts.waiting;
+	info->grafts_waiting_bytes = b->grafts.waiting_bytes;
+	info->grafts_held = b->grafts.held;
+	info->grafts_held_bytes = b->grafts.held_bytes;
 	info->quota_memory = quota.memory;
 	info->quota_regions = quota.regions;
 	info->quota_clients = quota.clients;

@@ -357,11 +357,11 @@ static int cut_off(struct pando *p, const void *packet, size_t size)
 	    msg.header.type == PANDO__MSG_OPENED)
 		unclaimed(p, msg.opened.region_id);
 	if (err == EMFILE || err == ENFILE)
-		return pando__fail(
-			err,
-			"no descriptor is free for the region's three; raise the limit on open "
-			"files (%s)",
-			err == EMFILE ? "ulimit -n" : "sysctl fs.file-max");
+		return pando__fail(err,
+				   "no descriptor is free for those that the broker has sent; "
+				   "raise the limit on open "
+				   "files (%s)",
+				   err == EMFILE ? "ulimit -n" : "sysctl fs.file-max");
 	return pando__fail(EPROTO, "the descriptors of a message from the broker at %s were lost",
 			   p->address);
 }
@@ -405,10 +405,10 @@ static int take(struct pando *p, uint64_t seq, struct pando__msg *reply)
  * Sends a request; a hang-up is left for the receiving side to find, which then has read all
  * there is.
  */
-static int send_request(struct pando *p, struct pando__msg *msg, uint64_t deadline)
+static int send_request(struct pando *p, struct pando__msg *msg, int fd, uint64_t deadline)
 {
 	for (;;) {
-		int rc = pando__msg_send(p->socket, msg, NULL, 0, MSG_DONTWAIT);
+		int rc = pando__msg_send(p->socket, msg, &fd, fd >= 0 ? 1 : 0, MSG_DONTWAIT);
 
 		if (rc == 0 || rc == -EPIPE || rc == -ECONNRESET)
 			return 0;
@@ -547,12 +547,18 @@ static int judge(struct pando *p, enum pando__msg_type expect, const struct pand
 int pando__call(struct pando *p, struct pando__msg *request, enum pando__msg_type expect,
 		uint64_t commit, struct pando__msg *reply)
 {
+	return pando__call_with(p, request, -1, expect, commit, reply);
+}
+
+int pando__call_with(struct pando *p, struct pando__msg *request, int fd,
+		     enum pando__msg_type expect, uint64_t commit, struct pando__msg *reply)
+{
 	uint64_t deadline = deadline_of(p, commit);
 	unsigned int resent = 0;
 	int rc;
 
 	request->header.seq = ++p->seq;
-	rc = send_request(p, request, deadline);
+	rc = send_request(p, request, fd, deadline);
 	if (rc < 0)
 		return rc;
 	PANDO_INJECT("client.call.sent");
@@ -567,7 +573,7 @@ int pando__call(struct pando *p, struct pando__msg *request, enum pando__msg_typ
 					   p->address, resent);
 		if (rc == TOOK_RESTART) {
 			deadline = deadline_of(p, commit);
-			rc = send_request(p, request, deadline);
+			rc = send_request(p, request, fd, deadline);
 		} else if (rc == -EAGAIN) {
 			rc = wait_ready(p, POLLIN, deadline) == -ETIMEDOUT ? late(p, commit) : 0;
 		}

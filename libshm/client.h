@@ -4,7 +4,7 @@
  *
  * Modules: connect.c (addresses, connecting, leaving), call.c (the conversation), region.c (mapping
  * and unmapping), heap.c (the front of a region's heap), admin.c (requests that map nothing), fork.c
- * (what a fork() means), embedded.c (a broker of one's own).
+ * (what a fork() means), embedded.c (a broker of one's own), graft/ (buffers from process to process).
  *
  * Locks, in this order:
  *
@@ -12,6 +12,7 @@
  *	handles	the process's list of handles (fork.c)
  *	lock	state of one handle; held for a few instructions or one short system call, never
  *		while waiting
+ *	buffers	the process's list of buffers (graft/buffer.c); also held while pages are moved
  *
  * fork() takes `handles` and every `lock`, but no `turn`: it never waits for a broker. So whatever
  * the child must know of a call that another thread was in is only changed under `lock`: the list
@@ -45,6 +46,8 @@
 
 #include "allocator/front.h"
 #include "common/layout.h"
+#include "directory/directory.h"
+#include "graft/graft.h"
 #include "protocol/protocol.h"
 #include "rcu/reader.h"
 
@@ -86,6 +89,7 @@ struct pando {
 	struct pando_region *regions;
 	int fds[PANDO__PROTO_MAX_FDS]; /* came with an OPENED that is being worked on */
 	unsigned int nfds;
+	struct pando__grafting grafting;
 
 	/* Under turn; in a fork()'s child, nobody else is there. */
 	uint64_t client_id; /* 0 before WELCOME; loaded without a lock as well */
@@ -103,6 +107,7 @@ struct pando {
 struct pando_region {
 	struct pando__gate gate; /* heap.c; first, where the heap's fast paths look */
 	struct pando__rcu_gate rcu; /* rcu/reader.c; next, where the readers' look */
+	struct pando__directory_gate directory; /* directory/find.c; then these */
 	struct pando *p;
 	struct pando_region *next; /* under p->lock */
 	unsigned int opens; /* under p->lock */
@@ -144,6 +149,10 @@ void pando__end(struct pando *p);
  */
 int pando__call(struct pando *p, struct pando__msg *request, enum pando__msg_type expect,
 		uint64_t commit, struct pando__msg *reply);
+
+/* The same, and sends a descriptor along (-1: none), which stays the caller's. */
+int pando__call_with(struct pando *p, struct pando__msg *request, int fd,
+		     enum pando__msg_type expect, uint64_t commit, struct pando__msg *reply);
 
 /* Takes what has come without waiting, if nobody else has the turn. */
 void pando__look(struct pando *p);

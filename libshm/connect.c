@@ -236,6 +236,7 @@ int pando_connect(struct pando **out, const char *broker)
 	pthread_mutex_init(&p->turn, NULL);
 	pthread_mutex_init(&p->lock, NULL);
 	p->socket = p->inherited = -1;
+	p->grafting.event = -1;
 	p->timeout_ms = timeout_setting();
 	program_name(p->program);
 	rc = pando__mark_new(p);
@@ -289,6 +290,7 @@ void pando_disconnect(struct pando *p)
 	pando__close_fds(p);
 	pando__hang_up(p);
 	pando__drop_inherited(p);
+	pando__graft_close(p);
 	free_handle(p);
 }
 

@@ -92,6 +92,7 @@ static void forked(struct pando *p)
 		pando__region_heap_forked(r);
 		pando__rcu_gate_forked(&r->rcu);
 	}
+	pando__graft_forked(p);
 	if (!p->live) /* a thread was about to get it, or be rid of it: it is nobody's here */
 		p->standing = PANDO__GONE;
 	else if (p->standing == PANDO__TALKING)
@@ -117,6 +118,7 @@ static void prepare(void)
 	for (struct pando *p = handles; p; p = p->next)
 		pthread_mutex_lock(&p->lock);
 	pando__large_fork_prepare();
+	pando__buffers_fork_prepare();
 	if (under_way && handles)
 		pando__add_relaxed(under_way, 1);
 }
@@ -130,6 +132,7 @@ static void unlock_handles(void)
 
 static void parent(void)
 {
+	pando__buffers_fork_parent();
 	pando__large_fork_parent();
 	unlock_handles();
 }
@@ -148,6 +151,7 @@ static void child(void)
 {
 	int saved = errno;
 
+	pando__buffers_fork_child();
 	pando__large_fork_child();
 	unlock_handles();
 	pando__embedded_forked();

@@ -25,6 +25,7 @@
 
 static_assert(offsetof(struct pando_region, gate) == 0, "the heap's fast paths look there");
 static_assert(offsetof(struct pando_region, rcu) == PANDO__RCU_GATE_AT, "the readers' look there");
+static_assert(offsetof(struct pando_region, directory) == PANDO__DIRECTORY_GATE_AT, "names, there");
 
 /* Sees to it that a forked child has a slot. Turn held; rc: what pando__begin() said. */
 static int await_slot(struct pando_region *r, int rc)

@@ -182,6 +182,17 @@ static int share_rcu(struct pando_region *r)
 	return 0;
 }
 
+/* Where names are found; who may not write the region, changes none. */
+static int share_directory(struct pando_region *r)
+{
+	r->directory = pando__directory_gate_of(r->ledger, r->slots, (char *)(uintptr_t)r->base);
+	if (!r->readonly && mprotect(r->slots + PANDO__DIRECTORY_OFFSET, PANDO__DIRECTORY_SIZE,
+				     PROT_READ | PROT_WRITE) < 0)
+		return pando__fail(errno, "cannot map the directory of region \"%s\": %s", r->name,
+				   strerror(errno));
+	return 0;
+}
+
 /* Maps the three files that came with *opened. Under lock. On failure the caller unmaps. */
 static int map_all(struct pando *p, struct pando_region *r, const struct pando__msg_opened *opened)
 {
@@ -217,6 +228,9 @@ static int map_all(struct pando *p, struct pando_region *r, const struct pando__
 				   "the ledger of region \"%s\" is not one of format version %u",
 				   r->name, PANDO__LAYOUT_VERSION);
 	memcpy(r->name, r->ledger->name, sizeof(r->name));
+	rc = share_directory(r);
+	if (rc < 0)
+		return rc;
 	rc = pando__region_take_slot(r, opened, p->client_id, 0);
 	if (rc < 0)
 		return pando__fail(

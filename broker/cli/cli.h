@@ -46,7 +46,7 @@ struct cli_verb {
 };
 
 extern const struct cli_verb cli_ls, cli_stat, cli_clients, cli_heap, cli_create, cli_resize,
-	cli_grant, cli_rm, cli_doctor, cli_metrics, cli_run;
+	cli_grant, cli_rm, cli_doctor, cli_metrics, cli_names, cli_run;
 
 /* Options that all verbs have; set by cli_option(). */
 extern struct cli_options {

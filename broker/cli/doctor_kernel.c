@@ -26,6 +26,7 @@
 #include "backend/file.h"
 #include "common/size.h"
 #include "doctor.h"
+#include "graft/graft.h"
 
 #define THP "/sys/kernel/mm/transparent_hugepage/"
 #define GIB (1ull << 30)
@@ -70,23 +71,14 @@ static void check_mshare(struct doctor *d)
 
 static void check_vm_mmap(struct doctor *d)
 {
-	char line[256];
-	bool there = false;
-	FILE *f = fopen("/proc/kallsyms", "re");
-
-	while (f && !there && fgets(line, sizeof(line), f))
-		there = strstr(line, " __x64_sys_process_vm_mmap") != NULL;
-	if (f)
-		fclose(f);
-	if (there)
+	if (pando__vm_mmap_there())
 		found(d, "process_vm_mmap", false, DOCTOR_OK, NULL,
-		      "memory can be grafted into another process");
+		      "buffers are grafted by moving their pages");
 	else
 		found(d, "process_vm_mmap", false, DOCTOR_MISSING,
 		      "boot a kernel with the patches in kernel/",
-		      "not in this kernel (it comes with the patches in kernel/): only sealed "
-		      "memfds can be "
-		      "grafted");
+		      "not in this kernel (it comes with the patches in kernel/): buffers are "
+		      "grafted as sealed memfds");
 }
 
 static void check_pool(struct doctor *d)
@@ -294,7 +286,8 @@ static void check_yama(struct doctor *d)
 	else
 		found(d, "yama", false, DOCTOR_LIMITED, "sysctl kernel.yama.ptrace_scope=0",
 		      "ptrace_scope is %" PRIu64
-		      ": grafting into another process needs CAP_SYS_PTRACE%s",
+		      ": pages are moved into another process with CAP_SYS_PTRACE%s, else buffers "
+		      "are grafted as sealed memfds",
 		      scope, scope == 1 ? " or the target's consent" : "");
 }
 

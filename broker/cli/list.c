@@ -194,22 +194,43 @@ const struct cli_verb cli_stat = {
 		"read in it (READING: are in a read section), how many objects have been retired "
 		"and "
 		"wait for them,\n"
-		"and which of them have kept others waiting for more than a second.\n",
+		"and which of them have kept others waiting for more than a second; how many names "
+		"it has, and\n"
+		"which processes have held up others who change names for that long.\n",
 	.run = run_stat,
 };
 
-enum { C_PID, C_PROGRAM, C_USER, C_REGIONS, C_AGE, C_ID, C_PARENT, C_UID, C_GID, C_COLUMNS };
+enum {
+	C_PID,
+	C_PROGRAM,
+	C_USER,
+	C_REGIONS,
+	C_GRAFTS,
+	C_WAITING,
+	C_AGE,
+	C_ID,
+	C_PARENT,
+	C_UID,
+	C_GID,
+	C_GRAFT_COUNT,
+	C_WAITING_COUNT,
+	C_COLUMNS
+};
 
 static const struct cli_column client_columns[C_COLUMNS] = {
 	[C_PID] = {"pid", "PID", CLI_RIGHT | CLI_NUMBER},
 	[C_PROGRAM] = {"program", "PROGRAM", 0},
 	[C_USER] = {"user", "USER", 0},
 	[C_REGIONS] = {"regions", "REGIONS", CLI_RIGHT | CLI_NUMBER},
+	[C_GRAFTS] = {"grafts_held_bytes", "GRAFTED", CLI_RIGHT | CLI_NUMBER},
+	[C_WAITING] = {"grafts_waiting_bytes", "WAITING", CLI_RIGHT | CLI_NUMBER},
 	[C_AGE] = {"age_seconds", "CONNECTED", CLI_RIGHT | CLI_NUMBER},
 	[C_ID] = {"id", "ID", CLI_RIGHT | CLI_NUMBER},
 	[C_PARENT] = {"parent", "PARENT", CLI_RIGHT | CLI_NUMBER},
 	[C_UID] = {"uid", "UID", CLI_NUMBER | CLI_JSON_ONLY},
 	[C_GID] = {"gid", "GID", CLI_NUMBER | CLI_JSON_ONLY},
+	[C_GRAFT_COUNT] = {"grafts_held", "HELD", CLI_NUMBER | CLI_JSON_ONLY},
+	[C_WAITING_COUNT] = {"grafts_waiting", "QUEUE", CLI_NUMBER | CLI_JSON_ONLY},
 };
 
 static void client_line(struct cli_table *t, const struct pando_client_info *info)
@@ -219,6 +240,10 @@ static void client_line(struct cli_table *t, const struct pando_client_info *inf
 	cli_text(t, C_PROGRAM, info->program);
 	cli_user(t, C_USER, info->uid);
 	cli_number(t, C_REGIONS, info->regions);
+	cli_size(t, C_GRAFTS, info->grafts_held_bytes);
+	cli_size(t, C_WAITING, info->grafts_waiting_bytes);
+	cli_number(t, C_GRAFT_COUNT, info->grafts_held);
+	cli_number(t, C_WAITING_COUNT, info->grafts_waiting);
 	cli_duration(t, C_AGE, age_ns(info->connected_ns));
 	cli_number(t, C_ID, info->id);
 	if (info->parent || cli.json)
@@ -300,6 +325,8 @@ const struct cli_verb cli_clients = {
 		"those of your\n"
 		"own user; root and the broker's user see all. PARENT is the ID of the client that "
 		"a process was\n"
-		"forked from. The command itself is left out.\n",
+		"forked from. GRAFTED is what others have handed over to it (pando_graft) and it "
+		"has accepted,\n"
+		"WAITING what it has not. The command itself is left out.\n",
 	.run = run_clients,
 };

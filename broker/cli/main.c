@@ -44,9 +44,9 @@ static const struct cli_verb *const verbs[] = {
 #ifdef PANDO_CLI_RUN
 	&cli_run,
 #endif
-	&cli_ls,	&cli_stat,	   &cli_clients, &cli_heap,   &cli_create,
-	&cli_resize,	&cli_grant,	   &cli_rm,	 &cli_doctor, &cli_metrics,
-	&cli_help_verb, &cli_version_verb, NULL,
+	&cli_ls,      &cli_stat,      &cli_clients,	 &cli_heap, &cli_names,
+	&cli_create,  &cli_resize,    &cli_grant,	 &cli_rm,   &cli_doctor,
+	&cli_metrics, &cli_help_verb, &cli_version_verb, NULL,
 };
 
 static const char exit_codes[] = "Exit status: 0 done, 1 failed, 2 wrong usage, 3 no broker, 4 no "

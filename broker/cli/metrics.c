@@ -72,6 +72,22 @@ static void broker_metrics(const struct pando_broker_info *b)
 	seconds("pando_heap_reap_last_seconds", "How long the last one took.",
 		b->heap_reap_ns_last);
 	seconds("pando_heap_reap_max_seconds", "The longest one.", b->heap_reap_ns_max);
+	counter("pando_grafts", "Buffers handed over from process to process.", b->grafts_total);
+	family("pando_grafted_bytes", "counter", "bytes", "Bytes of these buffers.");
+	printf("pando_grafted_bytes_total %" PRIu64 "\n", b->grafts_bytes_total);
+	counter("pando_grafts_moved", "Those whose pages were moved (process_vm_mmap).",
+		b->grafts_mmap_total);
+	counter("pando_grafts_refused", "Buffers that their receivers refused.",
+		b->grafts_refused_total);
+	counter("pando_grafts_lost", "Buffers that waited when their receivers ended.",
+		b->grafts_lost_total);
+	counter("pando_grafts_cleared", "Slots that were taken back from senders that ended.",
+		b->grafts_cleared_total);
+	gauge("pando_grafts_waiting", NULL, "Buffers that wait to be accepted.", b->grafts_waiting);
+	gauge("pando_grafts_waiting_bytes", "bytes", "Bytes of these.", b->grafts_waiting_bytes);
+	gauge("pando_grafts_held", NULL, "Buffers that were accepted and not released.",
+	      b->grafts_held);
+	gauge("pando_grafts_held_bytes", "bytes", "Bytes of these.", b->grafts_held_bytes);
 	gauge("pando_quota_memory_bytes", "bytes",
 	      "Memory that one user may have in regions; 0: no limit.", b->quota_memory);
 	gauge("pando_quota_regions", NULL, "Regions that one user may have; 0: no limit.",

@@ -12,7 +12,7 @@ _pando_regions() {
 
 _pando() {
 	local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD - 1]} verb='' i words='' options
-	local verbs='run ls stat clients heap create resize grant rm doctor metrics help version'
+	local verbs='run ls stat clients heap names create resize grant rm doctor metrics help version'
 
 	COMPREPLY=()
 	for ((i = 1; i < COMP_CWORD; i++)); do
@@ -47,7 +47,7 @@ _pando() {
 		return
 	fi
 	case $verb in
-	stat | clients | heap | resize | rm) words=$(_pando_regions) ;;
+	stat | clients | heap | names | resize | rm) words=$(_pando_regions) ;;
 	grant)
 		case $cur in
 		user:* | group:*) ;; # the colon splits words: completing who is left to the typist

@@ -31,5 +31,7 @@
 /* *expected is replaced by what was found when the exchange fails. */
 #define pando__cas_acq_rel(p, expected, v)                                                         \
 	__atomic_compare_exchange_n((p), (expected), (v), 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)
+/* The compiler keeps the order; that processors do is somebody else's membarrier(2). */
+#define pando__compiler_barrier() __atomic_signal_fence(__ATOMIC_SEQ_CST)
 
 #endif

@@ -8,6 +8,7 @@
  *	ledger	the broker alone	read-only		identity, geometry, client table
  *	slots	each client its page	own page writable	what a client says of itself; and,
  *		and all its RCU part	and the RCU part	behind the pages, the region's RCU part
+ *		and its directory	and the directory	and the heads of its directory
  *	heap	clients			writable or read-only	the user's memory, at one address everywhere
  *
  * The broker relies on the ledger, since nobody else can write it, and on nothing in slots or heap.
@@ -33,7 +34,7 @@
 
 #define PANDO__LEDGER_MAGIC 0x72656764656c6f70ull /* "poledger", little endian */
 #define PANDO__SLOT_MAGIC 0x746f6c736f646e61ull /* "andoslot" */
-#define PANDO__LAYOUT_VERSION 2u
+#define PANDO__LAYOUT_VERSION 3u
 
 #define PANDO__GIB (1ull << 30)
 #define PANDO__WINDOW_BASE 0x200000000000ull /* default; outside of what ASLR and sanitizers use */
@@ -46,6 +47,7 @@
 /* Pages for the readers of clients with more threads; each takes as many as it needs. */
 #define PANDO__READER_PAGES 1024u
 #define PANDO__STALLED 16u
+#define PANDO__SHARDS 64u /* parts of the directory of names, each with a lock */
 
 /* State of a client-table entry: low 8 bits of its word; the rest is the generation. */
 enum pando__client_state {
@@ -123,7 +125,15 @@ struct pando__ledger {
 		int32_t pid;
 		uint32_t tid; /* as the reader says */
 	} rcu_stalled[PANDO__STALLED];
-	uint8_t reserved[PANDO__LEDGER_HEADER - 168 - PANDO__STALLED * 16];
+	uint64_t directory_seed; /* of the names' hashes; fixed */
+	/* Locks of the directory that have been held for long, as rcu_stalled. */
+	uint64_t directory_slow_count;
+	struct pando__slow {
+		uint64_t since_ns; /* CLOCK_BOOTTIME when it was first seen so */
+		int32_t pid;
+		uint32_t shard;
+	} directory_slow[PANDO__STALLED];
+	uint8_t reserved[PANDO__LEDGER_HEADER - 184 - 2 * PANDO__STALLED * 16];
 };
 
 /* How readers and writers of a region order their steps: see libshm/rcu/grace.c. */
@@ -200,7 +210,19 @@ struct pando__rcu {
 	/* Pages of readers from here on were never taken. Grows only, before that page is taken. */
 	uint32_t pages_high;
 	uint32_t reserved3;
-	uint64_t reserved4[PANDO__SLOT_SIZE / 8 - 25];
+	/*
+	 * 1: the heads of the directory have memory, and may be looked at. Set by the first who gives a
+	 * name, after it has taken the memory; a futex.
+	 */
+	uint32_t directory_there;
+	uint32_t reserved6;
+	uint64_t reserved4[6];
+	/*
+	 * One for each part of the directory: 1 if somebody may sleep until it changes. Here, since
+	 * clients that may only read watch, too.
+	 */
+	uint32_t watched[PANDO__SHARDS];
+	uint64_t reserved5[(PANDO__SLOT_SIZE - 256 - 4 * PANDO__SHARDS) / 8];
 	/*
 	 * Who has a page of readers: slot + 1 | generation << 24; 0: nobody. Taken by CAS from 0;
 	 * set to 0 by the broker, after the page has been zeroed, when the client is gone.
@@ -213,7 +235,11 @@ struct pando__rcu {
 	(PANDO__LEDGER_HEADER + (size_t)PANDO__MAX_CLIENTS * sizeof(struct pando__ledger_client))
 #define PANDO__RCU_OFFSET ((size_t)PANDO__MAX_CLIENTS * PANDO__SLOT_SIZE)
 #define PANDO__READERS_OFFSET (PANDO__RCU_OFFSET + sizeof(struct pando__rcu))
-#define PANDO__SLOTS_SIZE (PANDO__READERS_OFFSET + (size_t)PANDO__READER_PAGES * PANDO__SLOT_SIZE)
+/* Then the heads of the directory of names: libshm/directory/layout.h. */
+#define PANDO__DIRECTORY_OFFSET                                                                    \
+	(PANDO__READERS_OFFSET + (size_t)PANDO__READER_PAGES * PANDO__SLOT_SIZE)
+#define PANDO__DIRECTORY_SIZE ((size_t)PANDO__SHARDS * 512)
+#define PANDO__SLOTS_SIZE (PANDO__DIRECTORY_OFFSET + PANDO__DIRECTORY_SIZE)
 
 static_assert(sizeof(struct pando__ledger_client) == 64, "one cache line");
 static_assert(offsetof(struct pando__ledger_client, pid) == 32, "layout");
@@ -224,13 +250,16 @@ static_assert(offsetof(struct pando__ledger, name) == 64, "layout");
 static_assert(offsetof(struct pando__ledger, committed) == 128, "layout");
 static_assert(offsetof(struct pando__ledger, changes) == 136, "layout");
 static_assert(offsetof(struct pando__ledger, rcu_stalled) == 168, "layout");
+static_assert(offsetof(struct pando__ledger, directory_slow) == 440, "layout");
 static_assert(sizeof(struct pando__reader) == 64, "one cache line");
 static_assert(sizeof(struct pando__slot) == PANDO__SLOT_SIZE, "one page");
 static_assert(offsetof(struct pando__slot, readers) == 64, "layout");
 static_assert(offsetof(struct pando__slot, intents) == 2560, "where allocator/layout.h has them");
 static_assert(offsetof(struct pando__rcu, done) == 64, "layout");
 static_assert(offsetof(struct pando__rcu, pages_high) == 192, "layout");
+static_assert(offsetof(struct pando__rcu, watched) == 256, "layout");
 static_assert(offsetof(struct pando__rcu, page_owner) == PANDO__SLOT_SIZE, "one page");
+static_assert(PANDO__DIRECTORY_SIZE % PANDO__SLOT_SIZE == 0, "whole pages");
 static_assert(sizeof(struct pando__rcu) % PANDO__SLOT_SIZE == 0, "whole pages");
 
 static inline struct pando__ledger_client *pando__ledger_client(struct pando__ledger *l,

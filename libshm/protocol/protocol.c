@@ -220,6 +220,84 @@ static const char *check_notice(const struct pando__msg *msg)
 	return m->reserved ? "padding set" : NULL;
 }
 
+static const char *check_graft_listen(const struct pando__msg *msg)
+{
+	const struct pando__msg_graft_listen *m = &msg->graft_listen;
+
+	if (m->base == 0 || m->size == 0 || ((m->base | m->size) & (PANDO__GRAFT_HUGE - 1)))
+		return "the range is empty or not aligned";
+	if (m->size > PANDO__GRAFT_ROOM_MAX || m->base > INT64_MAX - PANDO__GRAFT_ROOM_MAX)
+		return "the range is larger than any address space";
+	return NULL;
+}
+
+static bool graft_way_ok(uint32_t way)
+{
+	return way == PANDO_GRAFT_MEMFD || way == PANDO_GRAFT_MMAP;
+}
+
+static const char *check_graft_reserve(const struct pando__msg *msg)
+{
+	const struct pando__msg_graft_reserve *m = &msg->graft_reserve;
+
+	if (m->flags & ~PANDO__GRAFT_LOOK)
+		return "unknown flag";
+	return graft_way_ok(m->way) ? NULL : "unknown way";
+}
+
+static const char *check_graft_send(const struct pando__msg *msg)
+{
+	const struct pando__msg_graft_send *m = &msg->graft_send;
+
+	if (!graft_way_ok(m->way) || m->reserved || m->id == 0)
+		return "no id, unknown way or padding set";
+	if ((m->way == PANDO_GRAFT_MEMFD) != (msg->header.fds == 1))
+		return "a memfd is needed, or out of place";
+	return NULL;
+}
+
+static const char *check_graft_one(const struct pando__msg *msg)
+{
+	const struct pando__msg_graft_one *m = &msg->graft_one;
+	const uint32_t known = msg->header.type == PANDO__MSG_GRAFT_CANCEL    ? PANDO__GRAFT_LEFT
+			       : msg->header.type == PANDO__MSG_GRAFT_RELEASE ? PANDO__GRAFT_REFUSED
+									      : 0;
+
+	return m->id == 0 || m->reserved || (m->flags & ~known)
+		       ? "no id, unknown flag or padding set"
+		       : NULL;
+}
+
+static const char *check_graft_accept(const struct pando__msg *msg)
+{
+	const struct pando__msg_graft_accept *m = &msg->graft_accept;
+
+	return (m->flags & ~PANDO__GRAFT_DRAINED) || m->reserved ? "unknown flag or padding set"
+								 : NULL;
+}
+
+static const char *check_graft_slot(const struct pando__msg *msg)
+{
+	const struct pando__msg_graft_slot *m = &msg->graft_slot;
+
+	return (m->address & (PANDO__GRAFT_PAGE - 1)) || (m->id == 0) != (m->address == 0)
+		       ? "not a slot"
+		       : NULL;
+}
+
+static const char *check_grafted(const struct pando__msg *msg)
+{
+	const struct pando__msg_grafted *m = &msg->grafted;
+
+	if (m->way > PANDO_GRAFT_MMAP || (m->way == PANDO_GRAFT_MEMFD) != (msg->header.fds == 1))
+		return "unknown way, or a memfd is missing or out of place";
+	if (m->id == 0 || m->bytes == 0 || m->bytes > PANDO__GRAFT_ROOM_MAX || m->address == 0 ||
+	    m->address > INT64_MAX - PANDO__GRAFT_ROOM_MAX ||
+	    (m->address & (PANDO__GRAFT_PAGE - 1)))
+		return "not a slot";
+	return NULL;
+}
+
 #define SIZE(member) sizeof(((struct pando__msg *)0)->member)
 
 static const struct type_info types[PANDO__MSG_REPLY_END] = {
@@ -232,6 +310,13 @@ static const struct type_info types[PANDO__MSG_REPLY_END] = {
 	[PANDO__MSG_LIST] = {SIZE(walk), 0, 0, check_walk},
 	[PANDO__MSG_CLIENTS] = {SIZE(walk), 0, 0, check_walk},
 	[PANDO__MSG_STATUS] = {0, 0, 0, NULL},
+	[PANDO__MSG_GRAFT_LISTEN] = {SIZE(graft_listen), 0, 0, check_graft_listen},
+	[PANDO__MSG_GRAFT_RESERVE] = {SIZE(graft_reserve), 0, 0, check_graft_reserve},
+	[PANDO__MSG_GRAFT_SEND] = {SIZE(graft_send), 0, 1, check_graft_send},
+	[PANDO__MSG_GRAFT_CANCEL] = {SIZE(graft_one), 0, 0, check_graft_one},
+	[PANDO__MSG_GRAFT_ACCEPT] = {SIZE(graft_accept), 0, 0, check_graft_accept},
+	[PANDO__MSG_GRAFT_TAKEN] = {SIZE(graft_one), 0, 0, check_graft_one},
+	[PANDO__MSG_GRAFT_RELEASE] = {SIZE(graft_one), 0, 0, check_graft_one},
 	[PANDO__MSG_WELCOME] = {SIZE(welcome), 0, 0, check_welcome},
 	[PANDO__MSG_OPENED] = {SIZE(opened), 0, PANDO__PROTO_MAX_FDS, check_opened},
 	[PANDO__MSG_DONE] = {SIZE(done), 0, 0, NULL},
@@ -240,6 +325,9 @@ static const struct type_info types[PANDO__MSG_REPLY_END] = {
 	[PANDO__MSG_STATUS_REPLY] = {SIZE(status), 0, 0, check_status},
 	[PANDO__MSG_ERROR] = {SIZE(error), 0, 0, check_error},
 	[PANDO__MSG_NOTICE] = {SIZE(notice), 0, 0, check_notice},
+	[PANDO__MSG_GRAFT_LISTENING] = {SIZE(graft_listening), 1, 1, NULL},
+	[PANDO__MSG_GRAFT_SLOT] = {SIZE(graft_slot), 0, 1, check_graft_slot},
+	[PANDO__MSG_GRAFTED] = {SIZE(grafted), 0, 1, check_grafted},
 };
 
 static bool known_type(unsigned int type)

@@ -34,6 +34,18 @@
  *	STATUS		->
  *			<-	STATUS_REPLY
  *			<-	NOTICE (any time)
+ *
+ * Handing over buffers (docs/design/graft.md):
+ *
+ *	GRAFT_LISTEN	->
+ *			<-	GRAFT_LISTENING + 1 descriptor (event)
+ *	GRAFT_RESERVE	->
+ *			<-	GRAFT_SLOT + pidfd, if there is one
+ *	GRAFT_SEND + memfd, or alone ->
+ *	GRAFT_CANCEL GRAFT_TAKEN GRAFT_RELEASE ->
+ *			<-	DONE
+ *	GRAFT_ACCEPT	->
+ *			<-	GRAFTED + memfd, or alone
  */
 #ifndef PANDO_PROTOCOL_PROTOCOL_H
 #define PANDO_PROTOCOL_PROTOCOL_H
@@ -43,6 +55,7 @@
 #include <stdint.h>
 
 #include <pando/connect.h>
+#include <pando/graft.h>
 #include <pando/region.h>
 
 #define PANDO__PROTO_MAGIC 0x6f646e50u /* "Pndo", little endian */
@@ -61,6 +74,13 @@ enum pando__msg_type {
 	PANDO__MSG_LIST = 7,
 	PANDO__MSG_CLIENTS = 8,
 	PANDO__MSG_STATUS = 9,
+	PANDO__MSG_GRAFT_LISTEN = 10,
+	PANDO__MSG_GRAFT_RESERVE = 11,
+	PANDO__MSG_GRAFT_SEND = 12,
+	PANDO__MSG_GRAFT_CANCEL = 13,
+	PANDO__MSG_GRAFT_ACCEPT = 14,
+	PANDO__MSG_GRAFT_TAKEN = 15,
+	PANDO__MSG_GRAFT_RELEASE = 16,
 	PANDO__MSG_REQUEST_END, /* not a type: all below are requests */
 
 	PANDO__MSG_WELCOME = 64,
@@ -71,6 +91,9 @@ enum pando__msg_type {
 	PANDO__MSG_STATUS_REPLY = 69,
 	PANDO__MSG_ERROR = 70,
 	PANDO__MSG_NOTICE = 71,
+	PANDO__MSG_GRAFT_LISTENING = 72,
+	PANDO__MSG_GRAFT_SLOT = 73,
+	PANDO__MSG_GRAFTED = 74,
 	PANDO__MSG_REPLY_END, /* not a type */
 };
 
@@ -159,6 +182,75 @@ struct pando__msg_walk {
 	char name[PANDO_REGION_NAME_MAX + 1];
 };
 
+#define PANDO__GRAFT_PAGE 4096u
+#define PANDO__GRAFT_HUGE (2u << 20) /* slots of at least this size are aligned to it */
+#define PANDO__GRAFT_ROOM_MAX (1ull << 46) /* of a reservation */
+
+/* Where grafts may lie in the process that sends this. */
+struct pando__msg_graft_listen {
+	uint64_t base; /* multiple of PANDO__GRAFT_HUGE */
+	uint64_t size; /* the same, not 0 */
+	uint64_t limit; /* bytes that may wait; 0: what the broker allows */
+};
+
+#define PANDO__GRAFT_LOOK 0x1u /* would it be permitted, and to whom: no slot is taken */
+
+struct pando__msg_graft_reserve {
+	uint64_t receiver; /* client id */
+	uint64_t bytes;
+	uint64_t tag;
+	uint32_t flags;
+	uint32_t way; /* enum pando_graft_way, never AUTO */
+};
+
+/* The slot has been filled; with MEMFD its content comes along. */
+struct pando__msg_graft_send {
+	uint64_t id;
+	uint32_t way;
+	uint32_t reserved; /* 0 */
+};
+
+#define PANDO__GRAFT_LEFT 0x1u /* CANCEL: memory may lie in the slot */
+#define PANDO__GRAFT_REFUSED 0x2u /* RELEASE: it was never used */
+
+/* CANCEL (the sender), TAKEN and RELEASE (the receiver). */
+struct pando__msg_graft_one {
+	uint64_t id;
+	uint32_t flags;
+	uint32_t reserved; /* 0 */
+};
+
+#define PANDO__GRAFT_DRAINED                                                                       \
+	0x1u /* ACCEPT: the event descriptor is empty: a byte for all that wait */
+
+struct pando__msg_graft_accept {
+	uint64_t taken; /* id of the last one that was taken, or 0 */
+	uint32_t flags;
+	uint32_t reserved; /* 0 */
+};
+
+struct pando__msg_graft_listening {
+	uint64_t limit; /* what holds now */
+};
+
+struct pando__msg_graft_slot {
+	uint64_t id; /* 0 with LOOK */
+	uint64_t address; /* in the receiver */
+};
+
+/* The oldest graft that waits. Way AUTO: nothing to have, the receiver shall clear the slot. */
+struct pando__msg_grafted {
+	uint64_t id;
+	uint64_t address; /* in the receiver's reservation */
+	uint64_t bytes;
+	uint64_t tag;
+	uint64_t sender;
+	int32_t pid;
+	uint32_t uid;
+	uint32_t way;
+	uint32_t waiting; /* with this one */
+};
+
 struct pando__msg_done {
 	uint64_t value; /* RESIZE: the committed size; others: 0 */
 };
@@ -193,6 +285,12 @@ struct pando__msg_notice {
 	uint64_t epoch;
 };
 
+/* Whole pages for so many bytes. */
+static inline uint64_t pando__graft_pages(uint64_t bytes)
+{
+	return (bytes + PANDO__GRAFT_PAGE - 1) & ~(uint64_t)(PANDO__GRAFT_PAGE - 1);
+}
+
 /* A message, parsed or to be sent. For LIST, CLIENTS use walk; STATUS has no payload. */
 struct pando__msg {
 	struct pando__msg_header header;
@@ -212,6 +310,14 @@ struct pando__msg {
 		struct pando__msg_status_reply status;
 		struct pando__msg_error error;
 		struct pando__msg_notice notice;
+		struct pando__msg_graft_listen graft_listen;
+		struct pando__msg_graft_reserve graft_reserve;
+		struct pando__msg_graft_send graft_send;
+		struct pando__msg_graft_one graft_one;
+		struct pando__msg_graft_accept graft_accept;
+		struct pando__msg_graft_listening graft_listening;
+		struct pando__msg_graft_slot graft_slot;
+		struct pando__msg_grafted grafted;
 	};
 };
 

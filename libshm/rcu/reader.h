@@ -82,4 +82,21 @@ int pando__synchronize(const struct pando__rcu_view *v, int timeout_ms);
 /* retire.c: frees the list, not what is in it. */
 void pando__retired_free(struct pando__retired *list);
 
+/*
+ * retire.c, for a structure whose writers may be killed, and which has intents of its own: in place of
+ * pando_retire(), in four steps, of which only the second may be taken with its lock held.
+ *
+ *	_prepare	n objects will be retired at most: places on the list, and the count in the own
+ *			slot page, which makes the broker wait for a grace period
+ *	_fits		may so many bytes more wait? If not: _list() none, and _room() without the lock
+ *	...		the objects become this client's: pando__object_withdraw()
+ *	_list		those that did are entered, the other places are given back; frees what can be freed
+ */
+int pando__retire_prepare(struct pando_region *r, uint32_t n, struct pando__seat **seat);
+bool pando__retire_fits(struct pando__seat *s, uint64_t bytes);
+void pando__retire_list(struct pando_region *r, struct pando__seat *s, void *const *objects,
+			const uint64_t *bytes, uint32_t n, uint32_t promised);
+/* Sees to it that `bytes` more may wait. 0; -EAGAIN (nowait) or another errno, with a sentence. */
+int pando__retire_room(struct pando_region *r, struct pando__seat *s, uint64_t bytes, bool nowait);
+
 #endif

@@ -56,6 +56,7 @@ struct pando__retired {
 	void **known; /* the same objects, hashed; 2 * room places */
 	uint32_t room; /* a power of two */
 	uint32_t first, count;
+	uint32_t promised; /* places that are kept for pando__retire_list() */
 	struct pando__grace_scan scan; /* the grace period under way, if `pending` */
 	bool pending;
 	uint32_t calls; /* since the last try */
@@ -130,15 +131,23 @@ static int grow(struct pando__retired *l)
 
 /* --- counting --- */
 
+static void count_bytes(struct pando__seat *s, uint64_t bytes)
+{
+	pando__store_relaxed(&s->page->retired_bytes, s->page->retired_bytes + bytes);
+	pando__add_relaxed(&s->view.rcu->retired_bytes, bytes);
+}
+
+/* Before the objects' words change; partner: the broker, which reads it after a death. */
+static void count_objects(struct pando__seat *s, uint32_t n)
+{
+	pando__store_release(&s->page->retired, s->page->retired + n);
+	PANDO_INJECT("rcu.retire.counted");
+}
+
 static void count_in(struct pando__seat *s, uint64_t bytes)
 {
-	struct pando__slot *page = s->page;
-
-	pando__store_relaxed(&page->retired_bytes, page->retired_bytes + bytes);
-	/* Before the object's word changes; partner: the broker, which reads it after a death. */
-	pando__store_release(&page->retired, page->retired + 1);
-	pando__add_relaxed(&s->view.rcu->retired_bytes, bytes);
-	PANDO_INJECT("rcu.retire.counted");
+	count_bytes(s, bytes);
+	count_objects(s, 1);
 }
 
 static void count_out(struct pando__seat *s, uint64_t bytes)
@@ -253,8 +262,7 @@ static bool fits(struct pando__seat *s, uint64_t bytes)
 	return count.retired_bytes <= limit && bytes <= limit - count.retired_bytes;
 }
 
-/* Sees to it that `bytes` more may wait. 0 or a negative errno with a sentence. */
-static int make_room(struct pando_region *r, struct pando__seat *s, uint64_t bytes, bool nowait)
+int pando__retire_room(struct pando_region *r, struct pando__seat *s, uint64_t bytes, bool nowait)
 {
 	while (!fits(s, bytes)) {
 		int rc = pando_reclaim(r);
@@ -278,8 +286,8 @@ static int make_room(struct pando_region *r, struct pando__seat *s, uint64_t byt
 
 /* --- retiring --- */
 
-/* Room on the list for p, which is not there. Lock held. */
-static int prepare(struct pando__seat *s, const void *p)
+/* Room on the list for n more. Lock held. */
+static int prepare(struct pando__seat *s, uint32_t n)
 {
 	int rc = 0;
 
@@ -291,38 +299,42 @@ static int prepare(struct pando__seat *s, const void *p)
 		if (!s->retired)
 			return pando__fail(ENOMEM, "no memory for a list of retired objects");
 	}
-	if (s->retired->count == s->retired->room)
+	while (rc == 0 && s->retired->count + s->retired->promised + n > s->retired->room)
 		rc = grow(s->retired);
-	if (rc == 0 && s->retired->known[known_at(s->retired, p)])
-		rc = pando__fail(EALREADY, "%p of region \"%.63s\" has been retired already", p,
-				 s->view.ledger->name);
 	return rc;
+}
+
+/* Puts p, which is this client's now, on the list. Lock held. */
+static void enter(struct pando__seat *s, void *p, uint64_t bytes)
+{
+	struct pando__retired *l = s->retired;
+
+	/* A full barrier stands between the caller's unlinking and this: the CAS of p's word. */
+	l->ring[(l->first + l->count) & (l->room - 1)] =
+		(struct entry){p, pando__load_seq_cst(&s->view.rcu->grace), bytes};
+	l->known[known_at(l, p)] = p;
+	l->count++;
+	PANDO_INJECT("rcu.retire.listed");
 }
 
 static int take(struct pando_region *r, struct pando__seat *s, void *p, uint64_t bytes,
 		pando_holder self)
 {
-	struct pando__retired *l;
-	struct entry *e;
-	int rc = prepare(s, p);
+	int rc = prepare(s, 1);
 
+	if (rc == 0 && s->retired->known[known_at(s->retired, p)])
+		rc = pando__fail(EALREADY, "%p of region \"%.63s\" has been retired already", p,
+				 s->view.ledger->name);
 	if (rc < 0)
 		return rc;
-	l = s->retired;
 	count_in(s, bytes);
 	rc = pando_transfer(r, p, self);
 	PANDO_INJECT("rcu.retire.held");
-	if (rc < 0) {
+	if (rc < 0)
 		count_out(s, bytes);
-		return rc;
-	}
-	e = &l->ring[(l->first + l->count) & (l->room - 1)];
-	/* A full barrier stands between the caller's unlinking and this: the CAS of the transfer. */
-	*e = (struct entry){p, pando__load_seq_cst(&s->view.rcu->grace), bytes};
-	l->known[known_at(l, p)] = p;
-	l->count++;
-	PANDO_INJECT("rcu.retire.listed");
-	return 0;
+	else
+		enter(s, p, bytes);
+	return rc;
 }
 
 int pando_retire(struct pando_region *r, void *p, unsigned int flags)
@@ -346,7 +358,7 @@ int pando_retire(struct pando_region *r, void *p, unsigned int flags)
 		return pando__fail(EINVAL,
 				   "retiring %p of region \"%.63s\": no object begins there", p,
 				   s->view.ledger->name);
-	rc = make_room(r, s, bytes, (flags & PANDO_NOWAIT) || pando__read_depth(r) > 0);
+	rc = pando__retire_room(r, s, bytes, (flags & PANDO_NOWAIT) || pando__read_depth(r) > 0);
 	if (rc < 0)
 		return rc;
 	pthread_mutex_lock(&s->retire_lock);
@@ -355,6 +367,47 @@ int pando_retire(struct pando_region *r, void *p, unsigned int flags)
 		(void)reclaim(r, s); /* it is on the list: what fails now is tried again */
 	pthread_mutex_unlock(&s->retire_lock);
 	return rc;
+}
+
+/* --- on behalf of a structure whose writers may be killed --- */
+
+int pando__retire_prepare(struct pando_region *r, uint32_t n, struct pando__seat **seat)
+{
+	struct pando__seat *s;
+	int rc = 0;
+
+	s = pando__rcu_seat(r, &rc);
+	if (!s)
+		return rc;
+	pthread_mutex_lock(&s->retire_lock);
+	rc = prepare(s, n);
+	if (rc == 0) {
+		s->retired->promised += n;
+		count_objects(s, n);
+	}
+	pthread_mutex_unlock(&s->retire_lock);
+	*seat = s;
+	return rc;
+}
+
+bool pando__retire_fits(struct pando__seat *s, uint64_t bytes)
+{
+	return fits(s, bytes);
+}
+
+void pando__retire_list(struct pando_region *r, struct pando__seat *s, void *const *objects,
+			const uint64_t *bytes, uint32_t n, uint32_t promised)
+{
+	pthread_mutex_lock(&s->retire_lock);
+	s->retired->promised -= promised;
+	for (uint32_t i = 0; i < n; i++) {
+		count_bytes(s, bytes[i]);
+		enter(s, objects[i], bytes[i]);
+	}
+	pando__store_release(&s->page->retired, s->page->retired - (promised - n));
+	if (n > 0 && !rushed(s->retired))
+		(void)reclaim(r, s); /* as in pando_retire() */
+	pthread_mutex_unlock(&s->retire_lock);
 }
 
 int pando_retire_limit(struct pando_region *r, uint64_t bytes)

@@ -4,14 +4,15 @@
  *
  *	pair		pando_read_lock() and pando_read_unlock(), against the memb and qsbr flavours of
  *			liburcu (in whose sections there is nothing to do for qsbr: a quiescent state
- *			every 1,024 pairs); with a load of a pointer in between in all three
+ *			every 1,024 pairs); with a load of a pointer in between in all three. And
+ *			with an object in between that is found by a handle (pando/directory.h)
  *	writer		reads of one thread, with and without another process that replaces what is read
  *			1,000 times a second, by the time of the reader's processor
  *	grace		pando_synchronize() with 1, 10, ... idle readers, each a process of its own
  *
  * Rounds of the peers alternate, and the fastest round of each counts: whatever else the machine does
  * only ever adds. Prints one JSON object for each. Exit status 1 if a promised figure is missed: a pair
- * of 1.2 times memb. Environment: BENCH_ROUNDS (60), BENCH_READERS (4000), BENCH_ONLY (the name of one).
+ * of 1.2 times memb, 5 ns more for a handle. Environment: BENCH_ROUNDS (60), BENCH_READERS (4000), BENCH_ONLY (the name of one).
  */
 #include "harness.h"
 
@@ -22,30 +23,19 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include <pando/directory.h>
 #include <pando/rcu.h>
 
+#include "bench.h"
 #include "rcu_peers.h"
 
 #define PAIRS 1000000u
 #define LIMIT 1.2
+#define HANDLE_LIMIT_NS 5
 #define MIB (1ull << 20)
 
 static struct pando_region *region;
 static void *shared_pointer;
-
-static uint64_t env(const char *name, uint64_t otherwise)
-{
-	const char *text = getenv(name);
-
-	return text ? strtoull(text, NULL, 0) : otherwise;
-}
-
-static bool wanted(const char *name)
-{
-	const char *only = getenv("BENCH_ONLY");
-
-	return !only || strcmp(only, name) == 0;
-}
 
 static double pando_pairs(unsigned int n)
 {
@@ -62,27 +52,50 @@ static double pando_pairs(unsigned int n)
 	return (double)(harness_now_ns() - begun) / n;
 }
 
+static double handle_pairs(unsigned int n, struct pando_handle *h)
+{
+	const uint64_t begun = harness_now_ns();
+
+	for (unsigned int i = 0; i < n; i++) {
+		void *volatile seen;
+
+		(void)pando_read_lock(region);
+		seen = pando_lookup_handle(region, h);
+		(void)seen;
+		(void)pando_read_unlock(region);
+	}
+	return (double)(harness_now_ns() - begun) / n;
+}
+
 static int bench_pair(void)
 {
-	double best[3] = {1e9, 1e9, 1e9};
+	double best[4] = {1e9, 1e9, 1e9, 1e9};
+	struct pando_handle handle;
+	void *o = pando_alloc(region, 64);
 
+	CHECK(o != NULL);
+	CHECK_OK(pando_publish(region, "handle", o));
+	CHECK_OK(pando_handle_init(region, &handle, "handle"));
 	CHECK_OK(pando_reader_register(region));
 	memb_begin();
 	qsbr_begin();
 	for (uint64_t i = 0; i < env("BENCH_ROUNDS", 60); i++) {
-		const double took[3] = {pando_pairs(PAIRS), memb_pairs(PAIRS, &shared_pointer),
-					qsbr_pairs(PAIRS, &shared_pointer)};
+		const double took[4] = {pando_pairs(PAIRS), memb_pairs(PAIRS, &shared_pointer),
+					qsbr_pairs(PAIRS, &shared_pointer),
+					handle_pairs(PAIRS, &handle)};
 
-		for (int k = 0; k < 3; k++)
+		for (int k = 0; k < 4; k++)
 			best[k] = took[k] < best[k] ? took[k] : best[k];
 	}
 	memb_end();
 	qsbr_end();
+	CHECK_OK(pando_withdraw(region, "handle"));
 	printf("{\"bench\": \"rcu\", \"workload\": \"pair\", \"pando_ns\": %.3f, \"memb_ns\": "
-	       "%.3f, "
-	       "\"qsbr_ns\": %.3f, \"ratio_to_memb\": %.3f, \"limit\": %.1f}\n",
-	       best[0], best[1], best[2], best[0] / best[1], LIMIT);
-	return best[0] / best[1] > LIMIT;
+	       "%.3f, \"qsbr_ns\": %.3f, \"ratio_to_memb\": %.3f, \"limit\": %.1f, "
+	       "\"handle_ns\": %.3f, \"handle_more_ns\": %.3f, \"handle_limit_ns\": %d}\n",
+	       best[0], best[1], best[2], best[0] / best[1], LIMIT, best[3], best[3] - best[0],
+	       HANDLE_LIMIT_NS);
+	return best[0] / best[1] > LIMIT || best[3] - best[0] > HANDLE_LIMIT_NS;
 }
 
 /* --- a writer beside it --- */

@@ -8,6 +8,7 @@
  *
  *	NONE --claim--> CLAIMED by p --object shared or given--> SHARED, or HELD by a worker
  *	SHARED, HELD --claim--> CLAIMED by p --freed--> NONE
+ *	NONE --claim--> CLAIMED by p --> LENT by p: its private object, which others may free
  *
  * So a claim by a process that was killed says that its object may be in either state, and the heap
  * is asked which. All other entries must agree with the heap, to the byte, whenever nobody is at
@@ -25,7 +26,7 @@
 #define OWN_MAX 96u /* private objects of each thread */
 #define COMMON_MAX 4096u
 
-enum { COMMON_NONE, COMMON_CLAIMED, COMMON_SHARED, COMMON_HELD };
+enum { COMMON_NONE, COMMON_CLAIMED, COMMON_SHARED, COMMON_HELD, COMMON_LENT };
 
 struct own {
 	uint64_t offset; /* 0: none */
@@ -36,7 +37,7 @@ struct common {
 	/* State in the low byte; then the claiming pid, or the holder's worker + 1. */
 	uint64_t word;
 	uint64_t offset, bytes; /* written by who has claimed it */
-	uint64_t holder; /* HELD: pando_holder of the worker */
+	uint64_t holder; /* HELD, LENT: pando_holder of the worker */
 	/* What was done with it last, for when something is wrong: line, process, round. */
 	struct {
 		uint32_t line, round;

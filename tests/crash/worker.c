@@ -30,9 +30,9 @@ struct worker_thread {
 	unsigned int worker, number;
 	struct thread_book *book;
 	uint64_t random;
-	int schedstat; /* its own, open: how long it has waited for a processor */
+	int schedstat; /* its own, open: how long it has waited for a processor; -1: not there */
 	bool child; /* of a fork: keeps no books */
-	uint64_t busy; /* busy_ns() when its last operation began */
+	uint64_t busy[THREADS_MAX]; /* busy_ns() of all threads when its last operation began */
 };
 
 static struct pando *connection;
@@ -77,7 +77,7 @@ static uint64_t busy_ns(const struct worker_thread *t)
 {
 	unsigned long long ran = 0, waited = 0;
 	char text[96];
-	ssize_t n = pread(t->schedstat, text, sizeof(text) - 1, 0);
+	ssize_t n = pread(pando__load_relaxed(&t->schedstat), text, sizeof(text) - 1, 0);
 
 	text[n > 0 ? n : 0] = '\0';
 	(void)sscanf(text, "%llu %llu", &ran, &waited);
@@ -263,6 +263,33 @@ static void do_free_held(struct worker_thread *t)
 	free_common(c);
 }
 
+/* Others may free what one has that is not killed: that is how a producer and its consumers work. */
+static void do_lend(struct worker_thread *t)
+{
+	const struct worker_book *book = &shadow->worker[t->worker];
+	struct own *o = book->immortal ? own_entry(t, true) : NULL;
+	struct common *c = o ? claim(t, COMMON_NONE, 0) : NULL;
+
+	if (!c)
+		return;
+	c->offset = o->offset;
+	c->bytes = o->bytes;
+	c->holder = book->holder;
+	o->offset = 0;
+	unclaim(c, COMMON_LENT, t->worker + 1);
+}
+
+static void do_free_lent(struct worker_thread *t)
+{
+	for (unsigned int i = 0; i < 4; i++) {
+		struct common *c = claim(t, COMMON_LENT, 0);
+
+		if (!c)
+			return;
+		free_common(c);
+	}
+}
+
 /* Gives an object to a worker: one of its own, one that it holds, or a shared one. */
 static void do_transfer(struct worker_thread *t)
 {
@@ -352,32 +379,38 @@ static void do_fork(struct worker_thread *t)
 	_exit(0);
 }
 
+/* Takes the measure of all threads before an operation. */
+static void note_busy(struct worker_thread *t)
+{
+	for (unsigned int i = 0; i < shadow->threads; i++)
+		t->busy[i] = busy_ns(t - t->number + i);
+}
+
 /*
- * Time since `begin` in which the whole process neither ran nor waited for a processor: a thread may
- * wait for a lock of its own process, whose holder waits for a processor. Threads tell how busy they
- * were when their last operation began.
+ * Of the time that an operation took, that in which the whole process neither ran nor waited for a
+ * processor: a thread may wait for a lock of its own process, whose holder waits for a processor.
  */
 static uint64_t waited_ns(struct worker_thread *t, uint64_t took)
 {
-	struct worker_thread *all = t - t->number;
 	uint64_t busy = 0;
 
 	for (unsigned int i = 0; i < shadow->threads; i++)
-		busy += busy_ns(&all[i]) - pando__load_relaxed(&all[i].busy);
+		busy += busy_ns(t - t->number + i) - t->busy[i];
 	return took > busy ? took - busy : 0;
 }
 
 static void operation(struct worker_thread *t)
 {
 	static void (*const what[])(struct worker_thread *) = {
-		do_alloc,    do_alloc,	   do_alloc,	 do_alloc,	do_alloc,	do_free,
-		do_free,     do_free,	   do_resize,	 do_share,	do_free_shared, do_transfer,
-		do_transfer, do_free_held, do_free_held, do_share_held,
+		do_alloc,	do_alloc,    do_alloc,	  do_alloc,	do_alloc,
+		do_free,	do_free,     do_free,	  do_resize,	do_share,
+		do_free_shared, do_transfer, do_transfer, do_free_held, do_free_held,
+		do_share_held,	do_lend,     do_lend,	  do_lend,	do_free_lent,
 	};
 	const unsigned int pick = (unsigned int)(rnd(t) % (sizeof(what) / sizeof(what[0])));
 	uint64_t begin, took, idle;
 
-	pando__store_relaxed(&t->busy, busy_ns(t));
+	note_busy(t);
 	begin = now_ns();
 	what[pick](t);
 	took = now_ns() - begin;
@@ -399,7 +432,8 @@ static void *thread_main(void *arg)
 {
 	struct worker_thread *t = arg;
 
-	t->schedstat = open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC);
+	pando__store_relaxed(&t->schedstat,
+			     open("/proc/thread-self/schedstat", O_RDONLY | O_CLOEXEC));
 	while (!pando__load_acquire(&shadow->finish)) {
 		const uint32_t freeze = pando__load_acquire(&shadow->freeze);
 
@@ -416,7 +450,7 @@ static void *thread_main(void *arg)
 		if (t->number == 0 && !shadow->worker[t->worker].immortal && rnd(t) % 20000 == 0)
 			break;
 	}
-	close(t->schedstat);
+	/* Open to the end: others look there. */
 	return NULL;
 }
 
@@ -452,15 +486,17 @@ void worker_run(unsigned int index)
 	(void)prctl(PR_SET_PDEATHSIG, SIGKILL);
 	attach(book);
 	pando__inject_arm(book->inject);
-	for (unsigned int i = 0; i < shadow->threads; i++) {
+	/* All of them first: each looks at the others. */
+	for (unsigned int i = 0; i < shadow->threads; i++)
 		threads[i] = (struct worker_thread){.worker = index,
 						    .number = i,
 						    .book = &book->thread[i],
+						    .schedstat = -1,
 						    .random = book->seed * (i + 1) +
 							      88172645463325252ull};
-		if (i > 0 && pthread_create(&ids[i], NULL, thread_main, &threads[i]) != 0)
+	for (unsigned int i = 1; i < shadow->threads; i++)
+		if (pthread_create(&ids[i], NULL, thread_main, &threads[i]) != 0)
 			die("thread");
-	}
 	thread_main(&threads[0]);
 	if (!pando__load_acquire(&shadow->finish))
 		_exit(0); /* in the middle of the others' work */

@@ -3,7 +3,7 @@
  * Fuzzes the broker's core: an input is a sequence of events from several clients.
  *
  * Events are connections, deaths, packets (rubbish as it is, or sound messages whose fields the
- * input decides), jobs that run sooner or later or fail, draining. After each event the core's
+ * input decides, with or without a descriptor), jobs that run sooner or later or fail, draining. After each event the core's
  * invariants are verified; at the end nothing may be left: no client, region, address, booked byte
  * or descriptor. The heap's memory is made up here, so that a run costs microseconds; ledger and
  * slots are real.
@@ -29,6 +29,9 @@ struct input {
 	const uint8_t *data;
 	size_t size;
 };
+
+/* What comes with a graft: a memfd as it should be, of one and of two pages, one without seals, none. */
+static int memfds[3];
 
 static bool fail_next; /* the next commit or file fails */
 
@@ -182,6 +185,64 @@ static void open_fields(struct input *in, const struct core *core, struct pando_
 	m->gid = b >> 7 ? byte(in) & 7 : 0;
 }
 
+static uint64_t some_client(struct input *in, const struct core *core)
+{
+	unsigned int n = byte(in) % 8;
+	struct client *c = core->broker.clients;
+
+	while (c && n--)
+		c = c->next;
+	return c ? c->record.id : n;
+}
+
+/* The id of a graft that somebody has or waits for, or of none. */
+static uint64_t some_graft(struct input *in, const struct core *core)
+{
+	unsigned int n = byte(in) % 16;
+
+	for (struct client *c = core->broker.clients; c; c = c->next)
+		for (struct graft *g = c->receiver ? c->receiver->placed : NULL; g;
+		     g = g->next_placed)
+			if (n-- == 0)
+				return g->record.id;
+	return n + 1;
+}
+
+static void graft_fields(struct input *in, const struct core *core, struct pando__msg *m)
+{
+	uint8_t b;
+
+	switch (m->header.type) {
+	case PANDO__MSG_GRAFT_LISTEN:
+		b = byte(in);
+		m->graft_listen.base = (uint64_t)(1 + (b & 3)) << 40;
+		m->graft_listen.size = (uint64_t)(1 + (b >> 5)) << 21;
+		m->graft_listen.limit = (b & 16) ? some_size(in) : 0;
+		break;
+	case PANDO__MSG_GRAFT_RESERVE:
+		m->graft_reserve.receiver = some_client(in, core);
+		b = byte(in);
+		m->graft_reserve.bytes = b & 0x80 ? some_size(in) : (b & 3) * 3000u;
+		m->graft_reserve.way = 1 + ((b >> 2) & 1);
+		m->graft_reserve.flags = (b >> 3) & 1;
+		break;
+	case PANDO__MSG_GRAFT_SEND:
+		m->graft_send.id = some_graft(in, core);
+		m->graft_send.way = 1 + (byte(in) & 1);
+		break;
+	case PANDO__MSG_GRAFT_ACCEPT:
+		m->graft_accept.taken = some_graft(in, core);
+		m->graft_accept.flags = byte(in) & 1;
+		break;
+	default:
+		b = byte(in);
+		m->graft_one.id = some_graft(in, core);
+		m->graft_one.flags = m->header.type == PANDO__MSG_GRAFT_CANCEL	  ? b & 1
+				     : m->header.type == PANDO__MSG_GRAFT_RELEASE ? b & 2
+										  : 0;
+	}
+}
+
 /* A sound message of any type. */
 static void message(struct input *in, const struct core *core, struct pando__msg *m)
 {
@@ -219,7 +280,10 @@ static void message(struct input *in, const struct core *core, struct pando__msg
 		if (type & 0x80)
 			name(in, m->walk.name);
 		break;
+	case PANDO__MSG_STATUS:
+		break;
 	default:
+		graft_fields(in, core, m);
 		break;
 	}
 }
@@ -259,7 +323,10 @@ static void packet(struct input *in, struct core *core, uint8_t op)
 		return;
 	}
 	message(in, core, &m);
-	core_send(core, c, &m);
+	if (m.header.type == PANDO__MSG_GRAFT_SEND && m.graft_send.way == PANDO_GRAFT_MEMFD)
+		core_send_with(core, c, &m, memfds[byte(in) % 3]);
+	else
+		core_send(core, c, &m);
 }
 
 static void event(struct input *in, struct core *core)
@@ -301,6 +368,16 @@ int LLVMFuzzerInitialize(int *argc, char ***argv)
 	(void)argc;
 	(void)argv;
 	log_set_level(LOG_LEVEL_ERROR);
+	for (int i = 0; i < 3; i++) {
+		const off_t size = i == 1 ? 8192 : 4096;
+
+		memfds[i] = memfd_create("fuzz", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+		if (memfds[i] < 0 || ftruncate(memfds[i], size) < 0 ||
+		    fallocate(memfds[i], 0, 0, size) < 0 ||
+		    (i < 2 &&
+		     fcntl(memfds[i], F_ADD_SEALS, F_SEAL_WRITE | F_SEAL_GROW | F_SEAL_SHRINK) < 0))
+			abort();
+	}
 	return 0;
 }
 

@@ -38,6 +38,19 @@ static void check_accepted(const struct pando__msg *m)
 		must(m->error.error > 0);
 		must(strnlen(m->error.text, sizeof(m->error.text)) < sizeof(m->error.text));
 		break;
+	case PANDO__MSG_GRAFT_LISTEN:
+		must(m->graft_listen.size > 0 &&
+		     m->graft_listen.base + m->graft_listen.size > m->graft_listen.base);
+		break;
+	case PANDO__MSG_GRAFT_SEND:
+		must((m->graft_send.way == PANDO_GRAFT_MEMFD) == (m->header.fds == 1));
+		break;
+	case PANDO__MSG_GRAFTED:
+		must((m->grafted.way == PANDO_GRAFT_MEMFD) == (m->header.fds == 1));
+		must(m->grafted.bytes > 0 &&
+		     m->grafted.address + pando__graft_pages(m->grafted.bytes) >
+			     m->grafted.address);
+		break;
 	default:
 		break;
 	}

@@ -14,6 +14,7 @@
 #include <sys/mman.h>
 
 #include "allocator/rebuild.h"
+#include "input.h"
 
 #define SIZE (3ull << 20) /* the tables take half of it */
 #define SLOTS 8u
@@ -26,28 +27,6 @@ static struct pando__view view;
 static struct pando__ledger *ledger;
 static char *slots;
 static uint64_t first, end; /* spans */
-
-struct input {
-	const uint8_t *data;
-	size_t size;
-};
-
-static uint64_t number(struct input *in, unsigned int bytes)
-{
-	uint64_t n = 0;
-
-	for (unsigned int i = 0; i < bytes && in->size > 0; i++, in->size--)
-		n = n << 8 | *in->data++;
-	return n;
-}
-
-static void must(bool holds, const char *what)
-{
-	if (holds)
-		return;
-	fprintf(stderr, "fuzz-reclaim: %s\n", what);
-	abort();
-}
 
 static char *guarded(size_t size)
 {
@@ -216,10 +195,7 @@ static void reap(uint32_t slot)
 	struct pando__reclaimed out;
 
 	pando__ledger_client(ledger, slot)->word = PANDO__CLIENT_WORD(5, PANDO__CLIENT_REAPING);
-	must(pando__heap_reap(&view, slot,
-			      (struct pando__slot *)(void *)(slots + slot * PANDO__SLOT_SIZE),
-			      &out) == 0,
-	     "reap");
+	must(pando__heap_reap(&view, slots, slot, &out) == 0, "reap");
 	for (uint64_t i = first; i < end; i++) {
 		const uint64_t word = view.spans[i].word;
 

@@ -115,13 +115,21 @@ struct client *core_connect(struct core *core, uid_t uid)
 	return c;
 }
 
-void core_send(struct core *core, struct client *c, struct pando__msg *msg)
+void core_send_with(struct core *core, struct client *c, struct pando__msg *msg, int fd)
 {
 	if (msg->header.seq == 0)
 		msg->header.seq = c->seq + 1;
+	msg->header.fds = fd >= 0;
 	must(!c->busy, "a second request while one is under way");
-	handler_packet(c, msg, msg->header.length, 0);
+	c->passed = fd;
+	handler_packet(c, msg, msg->header.length, fd >= 0);
+	c->passed = -1;
 	core_settle(core);
+}
+
+void core_send(struct core *core, struct client *c, struct pando__msg *msg)
+{
+	core_send_with(core, c, msg, -1);
 }
 
 int core_call(struct core *core, struct client *c, struct pando__msg *msg)

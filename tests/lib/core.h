@@ -36,6 +36,8 @@ struct client *core_client(struct core *core, uid_t uid);
 
 /* Hands a message over (fills in the next seq if it is 0). Answers are in core->last. */
 void core_send(struct core *core, struct client *c, struct pando__msg *msg);
+/* The same, with a descriptor (-1: none), which stays the caller's. */
+void core_send_with(struct core *core, struct client *c, struct pando__msg *msg, int fd);
 /* The same, then runs all jobs. Returns 0 or the negative errno of the ERROR that came. */
 int core_call(struct core *core, struct client *c, struct pando__msg *msg);
 /* Lets a client die. */

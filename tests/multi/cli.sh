@@ -273,6 +273,9 @@ PY
 	expect 0 "^ *$holder +python3" "$p" clients held
 	expect 0 "^ *$holder +python3" "$p" clients
 	json '[(c["pid"], c["regions"], c["uid"]) for c in d["clients"]]' "[($holder, 1, $(id -u))]" "$p" clients held --json
+	json '[(c["grafts_held"], c["grafts_held_bytes"], c["grafts_waiting"], c["grafts_waiting_bytes"]) for c in d["clients"]]' \
+		'[(0, 0, 0, 0)]' "$p" clients held --json
+	expect 0 '^pando_grafts_total 0$' "$p" metrics
 	json 'd["regions"][0]["clients"]' 1 "$p" stat held --json
 	json '[(r["mode"], r["readers"], r["reading"], r["retired_bytes"]) for r in d["rcu"]]' \
 		"[('membarrier', 1, 1, 0)]" "$p" stat held --json
@@ -351,6 +354,47 @@ PY
 	json "$seen" '[3, 3, 0, 3]' "$p" heap shelf --json
 	json 'd["clients"]' '[]' "$p" heap shelf --json
 	expect 0 '' "$p" rm shelf
+}
+
+# Names of objects, which stay when those who gave them are gone.
+names() {
+	local p=$pando holder
+	export PANDO_BROKER=$dir/broker.sock
+	[ -n "${PANDO_LIBRARY:-}" ] && [ -z "${PANDO_SANITIZED:-}" ] || return 0
+	"$p" create book -q --size 4M --heap
+	expect 4 '"nothing"' "$p" names nothing
+	expect 2 '' "$p" names
+	json 'd["names"]' '[]' "$p" names book --json
+	cat >"$dir/client.py" <<'PY'
+import ctypes, sys, time
+lib = ctypes.CDLL(sys.argv[1])
+lib.pando_alloc.restype = ctypes.c_void_p
+lib.pando_alloc.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+lib.pando_publish.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+p, r = ctypes.c_void_p(), ctypes.c_void_p()
+assert lib.pando_connect(ctypes.byref(p), None) == 0
+assert lib.pando_region_open_sized(p, b"book", 0, None, ctypes.c_size_t(0), ctypes.byref(r)) == 0
+for name in b"orders/1", b"orders/2", b"with a blank", b"orders/1":
+    assert lib.pando_publish(r, name, lib.pando_alloc(r, 100)) == 0
+print("ready", flush=True)
+time.sleep(60)
+PY
+	python3 "$dir/client.py" "$PANDO_LIBRARY" >"$dir/ready" &
+	holder=$!
+	for ((i = 0; i < 200; i++)); do grep -q ready "$dir/ready" && break; sleep 0.05; done
+	json 'sorted((n["name"], n["size"], n["version"] > 0) for n in d["names"])' \
+		"[('orders/1', 128, True), ('orders/2', 128, True), ('with a blank', 128, True)]" "$p" names book --json
+	json 'sorted(n["name"] for n in d["names"])' "['orders/1', 'orders/2']" "$p" names book orders/ --json
+	expect 0 '^with a blank +[0-9]+ +128 B +0x[0-9a-f]+$' "$p" names book
+	json '[(x["names"], x["published"], x["withdrawn"], x["locked"], x["slow"]) for x in d["directory"]]' \
+		'[(3, 4, 0, 0, 0)]' "$p" stat book --json
+	json 'd["slow"]' '[]' "$p" stat book --json
+	expect 0 'PUBLISHED' "$p" stat book
+	kill -9 "$holder"
+	wait "$holder" 2>/dev/null
+	soon 0 '^Clients +0$' "$p" stat book
+	json 'sorted(n["name"] for n in d["names"])' "['orders/1', 'orders/2', 'with a blank']" "$p" names book --json
+	expect 0 '' "$p" rm book
 }
 
 # Other users, as root only: rights and quotas.
@@ -473,6 +517,7 @@ start_broker --quota 65534:memory=16M,regions=1
 regions
 clients
 heap
+names
 users
 huge_pages
 doctor

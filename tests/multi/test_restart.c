@@ -18,6 +18,7 @@
  */
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
@@ -361,6 +362,95 @@ static void one_heap(struct pando *p, pid_t doomed, int pipe_fds[2])
 	OK(pando_region_close(r));
 }
 
+/* Takes grafts until it is told to end by the pipe; looks at what they say. */
+static pid_t start_receiver(int pipe_fds[2], int id_fds[2])
+{
+	struct pando_graft_info info;
+	struct pando *p;
+	uint64_t id;
+	pid_t pid;
+
+	CHECK(pipe2(pipe_fds, O_CLOEXEC) == 0 && pipe2(id_fds, O_CLOEXEC) == 0);
+	pid = fork();
+	CHECK(pid >= 0);
+	if (pid > 0)
+		return pid;
+	close(pipe_fds[1]);
+	OK(pando_connect(&p, d.address));
+	OK(pando_graft_listen(p, NULL));
+	id = pando_client_id(p);
+	CHECK(write(id_fds[1], &id, sizeof(id)) == sizeof(id));
+	for (;;) {
+		struct pollfd pfd[2] = {{.fd = pipe_fds[0], .events = POLLIN},
+					{.fd = pando_event_fd(p), .events = POLLIN}};
+		int rc;
+
+		CHECK(poll(pfd, 2, -1) > 0);
+		if (pfd[0].revents)
+			break;
+		rc = pando_graft_accept(p, &info);
+		if (rc == -EAGAIN)
+			continue;
+		OK(rc);
+		CHECK(info.tag == 7 && *(char *)info.address == 7);
+		*(char *)info.address = 8;
+		OK(pando_graft_release(p, info.address));
+	}
+	pando_disconnect(p);
+	_exit(0);
+}
+
+/* A slot that is reserved for moving pages, and then given up. */
+static void give_up_slot(struct pando *p, uint64_t id, uint32_t flags)
+{
+	struct pando__msg m, reply;
+
+	pando__msg_init(&m, PANDO__MSG_GRAFT_RESERVE, 0);
+	m.graft_reserve.receiver = id;
+	m.graft_reserve.bytes = 1;
+	m.graft_reserve.way = PANDO_GRAFT_MMAP;
+	OK(pando__begin(p));
+	OK(pando__call(p, &m, PANDO__MSG_GRAFT_SLOT, 0, &reply));
+	pando__close_fds(p);
+	pando__msg_init(&m, PANDO__MSG_GRAFT_CANCEL, 0);
+	m.graft_one.id = reply.graft_slot.id;
+	m.graft_one.flags = flags;
+	OK(pando__call(p, &m, PANDO__MSG_DONE, 0, &reply));
+	pando__end(p);
+}
+
+/* Grafts that are sent, accepted, released; and slots that are given up. */
+static void some_grafts(struct pando *p, pid_t receiver, int pipe_fds[2], int id_fds[2])
+{
+	const struct pando_buffer_options o = {.way = PANDO_GRAFT_MEMFD};
+	struct pando_broker_info info;
+	struct pando_buffer *b;
+	uint64_t id;
+	int status;
+
+	CHECK(read(id_fds[0], &id, sizeof(id)) == sizeof(id));
+	for (int i = 0; i < 3; i++) {
+		OK(pando_buffer_new(p, 3 * 4096, &o, &b));
+		memset(pando_buffer_data(b), 7, 3 * 4096);
+		OK(pando_graft(p, id, b, 3 * 4096, 7));
+		CHECK(pando_buffer_data(b) == NULL);
+		pando_buffer_free(b);
+		give_up_slot(p, id, i ? PANDO__GRAFT_LEFT : 0);
+	}
+	for (int i = 0; i < 500; i++) {
+		OK(pando_broker_info(p, &info));
+		if (info.grafts_waiting == 0 && info.grafts_held == 0)
+			break;
+		daemon_nap(0.01);
+	}
+	CHECK(info.grafts_waiting == 0 && info.grafts_held == 0);
+	close(pipe_fds[1]);
+	CHECK(waitpid(receiver, &status, 0) == receiver && status == 0);
+	close(pipe_fds[0]);
+	close(id_fds[0]);
+	close(id_fds[1]);
+}
+
 /* Everything that the broker can be asked for, once. */
 static void one_of_each(void)
 {
@@ -373,6 +463,8 @@ static void one_of_each(void)
 	pid_t doomed = start_doomed(pipe_fds, DOOM_PLAIN);
 	pid_t held = start_doomed(held_pipe_fds, DOOM_HELD);
 	pid_t heap = start_doomed(heap_pipe_fds, DOOM_HEAP);
+	int receiver_fds[2], id_fds[2];
+	pid_t receiver = start_receiver(receiver_fds, id_fds);
 	char *base;
 
 	OK(pando_connect(&p, d.address));
@@ -390,6 +482,7 @@ static void one_of_each(void)
 	t = open_region(p, "passing", PANDO_CREATE | PANDO_TRANSIENT, MIB);
 	OK(pando_region_close(t));
 	one_heap(p, heap, heap_pipe_fds);
+	some_grafts(p, receiver, receiver_fds, id_fds);
 	OK(pando_clients(p, &cursor, clients, 8));
 	OK(pando_region_destroy(p, "work"));
 	CHECK(base[0] == 5 && base[MIB - 1] == 5);

@@ -16,9 +16,14 @@
  * What a killed writer was doing to a cell, its successor finds in the cell's journal: that an object
  * has become unreachable and has not been retired yet is a matter of the application's (retire.c).
  *
+ * With --names the cells are names of the region's directory instead: readers look them up by name and by
+ * handle and go through all of them, writers publish and withdraw them, any writer any name; the points
+ * are those of libshm/directory. There is no journal: the directory has intents of its own. At the end the
+ * heap has its tables and nothing else.
+ *
  * Options: --seconds N (20), --readers N (3), --writers N (2), --kills-per-second N (20), --seed N,
  * --points (first a life and a death at each point of clients and broker), --fenced (as if the kernel
- * had no membarrier()). Pointers are handled with
+ * had no membarrier()), --names. Pointers are handled with
  * liburcu's operations.
  */
 #define _LGPL_SOURCE
@@ -45,6 +50,8 @@
 #include "common/inject.h"
 #include "daemon.h"
 #include "torture_broker_points.h"
+#include "torture_names_broker_points.h"
+#include "torture_names_points.h"
 #include "torture_points.h"
 
 #define CELLS 64u
@@ -91,7 +98,7 @@ static struct {
 	double seconds;
 	unsigned int readers, writers, kills_per_second;
 	uint64_t seed;
-	bool points, fenced;
+	bool points, fenced, names;
 } option = {.seconds = 20, .readers = 3, .writers = 2, .kills_per_second = 20, .seed = 1};
 
 static struct pando_region *region;
@@ -103,6 +110,21 @@ static uint64_t dice_of(uint64_t *state)
 	*state ^= *state >> 7;
 	*state ^= *state << 17;
 	return *state * 0x2545f4914f6cdd1dull >> 11;
+}
+
+/* Where clients die, or the broker. */
+static const char *point_at(bool broker, size_t i)
+{
+	if (option.names)
+		return broker ? torture_names_broker_points[i] : torture_names_points[i];
+	return broker ? torture_broker_points[i] : torture_points[i];
+}
+
+static size_t point_count(bool broker)
+{
+	if (option.names)
+		return broker ? COUNT(torture_names_broker_points) : COUNT(torture_names_points);
+	return broker ? COUNT(torture_broker_points) : COUNT(torture_points);
 }
 
 static uint64_t check_of(uint64_t cell, uint64_t version)
@@ -141,18 +163,59 @@ static void linger(uint64_t n)
 		sched_yield();
 }
 
+static const char *name_of(uint64_t k, char name[16])
+{
+	snprintf(name, 16, "cell %" PRIu64, k);
+	return name;
+}
+
+static _Thread_local struct pando_handle handles[CELLS];
+
+/* The object of a cell, whatever cells are. In a read section. */
+static const struct object *find(uint64_t k, bool by_handle)
+{
+	char name[16];
+
+	if (!option.names)
+		return rcu_dereference(shared->cell[k].at);
+	if (!by_handle)
+		return pando_lookup(region, name_of(k, name));
+	if (handles[k].base == NULL && pando_handle_init(region, &handles[k], name_of(k, name)) < 0)
+		_exit(67);
+	return pando_lookup_handle(region, &handles[k]);
+}
+
+/* All names there are, each of them once; every one is looked at. */
+static void go_through(void)
+{
+	struct pando_name name = {0};
+	uint64_t seen = 0;
+	unsigned int k;
+
+	while (pando_name_next(region, &name) > 0) {
+		const struct object *o = name.descriptor.object;
+
+		if (sscanf(name.name, "cell %u", &k) != 1 || k >= CELLS || seen >> k & 1)
+			_exit(73);
+		seen |= 1ull << k;
+		look(o, k, 0, "in an iteration");
+	}
+}
+
 static void read_once(uint64_t *state)
 {
 	const uint64_t n = dice_of(state), k = n % CELLS;
 	const struct object *o;
 	const bool nested = n >> 8 & 1;
-	uint64_t version;
+	uint64_t version = 0;
 
 	if (pando_read_lock(region) < 0)
 		return; /* a forked child whose broker is being replaced */
 	if (nested && pando_read_lock(region) < 0)
 		_exit(67);
-	o = rcu_dereference(shared->cell[k].at);
+	if (option.names && (n >> 40) % 1024 == 0)
+		go_through();
+	o = find(k, n >> 9 & 1);
 	if (o) {
 		version = o->version;
 		look(o, k, version, "when found");
@@ -261,7 +324,7 @@ static struct object *make(struct cell *c, uint64_t k, uint64_t n)
 	if (!o)
 		return NULL;
 	o->cell = k;
-	o->version = ++c->version;
+	o->version = uatomic_add_return(&c->version, 1);
 	o->words = words;
 	o->check = check_of(k, o->version);
 	for (uint64_t i = 0; i < words; i++)
@@ -285,6 +348,28 @@ static void wait_and_free(struct object *o)
 	pando_free(region, o);
 }
 
+/* A name gets another object, or loses the one that it has. */
+static void replace_named(uint64_t k, uint64_t n, struct object *fresh)
+{
+	char name[16];
+	int rc;
+
+	if (n >> 32 & 3) {
+		rc = pando_publish(region, name_of(k, name), fresh);
+	} else {
+		pando_free(region, fresh);
+		rc = pando_withdraw(region, name_of(k, name));
+	}
+	if (rc < 0 && rc != -ENOENT && rc != -ENOMEM) {
+		fprintf(stderr, "torture: name: %s\n", pando_strerror_last());
+		_exit(74);
+	}
+	if (rc == -ENOMEM)
+		pando_free(region, fresh);
+	me->replaced++;
+	me->beats++;
+}
+
 static void replace(uint64_t k, uint64_t n)
 {
 	struct cell *c = &shared->cell[k];
@@ -292,6 +377,10 @@ static void replace(uint64_t k, uint64_t n)
 
 	if (!fresh) {
 		sched_yield(); /* others' freed objects are not collected yet */
+		return;
+	}
+	if (option.names) {
+		replace_named(k, n, fresh);
 		return;
 	}
 	c->old = old;
@@ -322,9 +411,12 @@ static void writer(unsigned int index, uint64_t seed)
 	while (!CMM_LOAD_SHARED(shared->stop)) {
 		const uint64_t n = dice_of(&state);
 
-		replace((index + n % CELLS * option.writers) %
-				(CELLS / option.writers * option.writers),
-			n);
+		if (option.names) /* some are everybody's favourites */
+			replace(n >> 16 & 3 ? n % CELLS : n % 4, n);
+		else
+			replace((index + n % CELLS * option.writers) %
+					(CELLS / option.writers * option.writers),
+				n);
 		if (n >> 40 & 1)
 			(void)pando_reclaim(region);
 	}
@@ -434,7 +526,7 @@ static void strike(struct daemon *d)
 
 	if (n >> 8 & 1)
 		snprintf(inject, sizeof(inject), "%s=kill@%u",
-			 torture_points[(n >> 16) % COUNT(torture_points)],
+			 point_at(false, (n >> 16) % point_count(false)),
 			 (unsigned int)((n >> 32) % 100 + 1));
 	kill_one(i);
 	start(i, inject);
@@ -503,8 +595,10 @@ static void tell_left(void)
 static void empty(void)
 {
 	const double end = daemon_now() + PATIENCE_S * daemon_slow();
+	struct pando_directory_stat names;
 	struct pando_heap_stat st;
 	struct pando_rcu_stat rcu;
+	char name[16];
 
 	me = &shared->worker[WORKERS_MAX - 1];
 	for (uint64_t k = 0; k < CELLS; k++) {
@@ -514,7 +608,11 @@ static void empty(void)
 		old = rcu_xchg_pointer(&shared->cell[k].at, NULL);
 		if (old)
 			retire(old);
+		if (option.names)
+			CHECK(pando_withdraw(region, name_of(k, name)) <= 0);
 	}
+	CHECK(pando_directory_check(region) == 0);
+	CHECK(pando_directory_stat(region, &names) == 0 && names.names == 0);
 	CHECK(pando_synchronize(region, 20000) == 0);
 	CHECK_EQ(pando_reclaim(region), 0);
 	do {
@@ -529,7 +627,8 @@ static void empty(void)
 			CHECK(!"something is left");
 		}
 		daemon_nap(0.05);
-	} while (st.objects || st.spans_free != st.spans || rcu.retired || rcu.reading);
+	} while (st.objects != names.tables || (!option.names && st.spans_free != st.spans) ||
+		 rcu.retired || rcu.reading);
 	CHECK(pando_heap_check(region) == 0);
 }
 
@@ -561,7 +660,7 @@ static void client_points(void)
 	begin(&d, &p);
 	for (unsigned int i = 0; i < workers(); i++)
 		start(i, "");
-	for (size_t i = 0; i < COUNT(torture_points); i++)
+	for (size_t i = 0; i < point_count(false); i++)
 		for (unsigned int passage = 1; passage <= 20; passage += 19) {
 			const unsigned int before = sum.injected;
 			/* Each comes to its first passage, if it gets a processor. */
@@ -570,7 +669,7 @@ static void client_points(void)
 			double turn = daemon_now() + limit / 3;
 			char inject[96];
 
-			snprintf(inject, sizeof(inject), "%s=kill@%u", torture_points[i], passage);
+			snprintf(inject, sizeof(inject), "%s=kill@%u", point_at(false, i), passage);
 			kill_one(0);
 			kill_one(option.writers);
 			fences = 1;
@@ -590,7 +689,7 @@ static void client_points(void)
 			fences = -1;
 			if (sum.injected == before)
 				printf("torture: nobody was killed at %s, passage %u\n",
-				       torture_points[i], passage);
+				       point_at(false, i), passage);
 			CHECK(passage > 1 || sum.injected > before);
 		}
 	stop_all();
@@ -627,11 +726,22 @@ static void abandon_grace(const char *once)
 }
 #endif
 
+/* Where a client that is started is to die: only there the broker finds half of a change. */
+static const char *any_point(void)
+{
+	static char inject[96];
+	const uint64_t n = dice_of(&dice_state);
+
+	snprintf(inject, sizeof(inject), "%s=kill@%u", point_at(false, n % point_count(false)),
+		 (unsigned int)(n >> 32) % 50 + 1);
+	return inject;
+}
+
 /* The broker is killed at each of its points, while its clients are. */
 static void broker_points(void)
 {
 #ifdef PANDO_INJECTION
-	for (size_t i = 0; i < COUNT(torture_broker_points); i++) {
+	for (size_t i = 0; i < point_count(true); i++) {
 		char inject[96], once[] = "/tmp/torture-XXXXXX";
 		struct pando_broker_info info;
 		const int fd = mkstemp(once);
@@ -641,7 +751,7 @@ static void broker_points(void)
 
 		CHECK(fd >= 0);
 		close(fd);
-		snprintf(inject, sizeof(inject), "%s=kill", torture_broker_points[i]);
+		snprintf(inject, sizeof(inject), "%s=kill", point_at(true, i));
 		setenv("PANDO_INJECT", inject, 1);
 		setenv("PANDO_INJECT_ONCE", once, 1);
 		begin(&d, &p);
@@ -659,11 +769,11 @@ static void broker_points(void)
 			daemon_nap(0.02);
 			for (unsigned int k = 0; k < workers(); k++)
 				if (shared->worker[k].pid == 0)
-					start(k, "");
+					start(k, option.names ? any_point() : "");
 		}
 		if (access(once, F_OK) == 0)
 			fprintf(stderr, "torture: the broker did not come to %s\n",
-				torture_broker_points[i]);
+				point_at(true, i));
 		CHECK(unlink(once) < 0);
 		sum.broker_kills++;
 		daemon_status(&d, &info);
@@ -736,6 +846,7 @@ int main(int argc, char **argv)
 					      {"seed", required_argument, NULL, 'S'},
 					      {"points", no_argument, NULL, 'p'},
 					      {"fenced", no_argument, NULL, 'f'},
+					      {"names", no_argument, NULL, 'n'},
 					      {0}};
 	int c;
 
@@ -762,6 +873,9 @@ int main(int argc, char **argv)
 			break;
 		case 'f':
 			option.fenced = true;
+			break;
+		case 'n':
+			option.names = true;
 			break;
 		default:
 			return 2;

@@ -58,6 +58,7 @@ void fake_heap_init(struct fake_heap *h, uint64_t max_size, uint64_t committed, 
 	h->ledger->page_size = PANDO__PAGE;
 	h->ledger->max_clients = PANDO__MAX_CLIENTS;
 	h->ledger->flags = lazy ? PANDO_HEAP : 0;
+	h->ledger->directory_seed = 0x5eed5eed5eed5eedull;
 	strcpy(h->ledger->name, "fake");
 	if (pando__view_init(&h->view, base, h->ledger) != 0 || pando__heap_format(&h->view) != 0) {
 		fprintf(stderr, "fake heap: %s\n", pando_strerror_last());
@@ -128,6 +129,7 @@ void fake_heap_bury(struct fake_heap *h, uint32_t slot)
 		memset(&v->page_table[(uint64_t)i * PANDO__SPAN_PAGES], 0,
 		       PANDO__SPAN_PAGES * sizeof(uint32_t));
 		pando__store_relaxed(&v->spans[i].pages, 0);
+		pando__store_relaxed(&v->spans[i].lent, PANDO__LENT_NONE);
 		(void)pando__span_release(v, i, word);
 	}
 	pando__store_relaxed(&v->clients[slot].spans, 0);

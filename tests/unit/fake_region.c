@@ -13,6 +13,7 @@ void fake_region_init(struct pando_region *r, struct fake_heap *heap, uint32_t s
 	memset(r, 0, sizeof(*r));
 	pthread_mutex_init(&r->making, NULL);
 	pando__rcu_gate_init(&r->rcu);
+	r->directory = pando__directory_gate_of(heap->ledger, heap->slots, heap->view.base);
 	r->heap = heap;
 	r->slot = slot;
 	r->generation = 1;
@@ -40,7 +41,7 @@ void fake_region_kill(struct pando_region *r, struct pando__reclaimed *out)
 
 	forget(r);
 	pando__store_release(&e->word, PANDO__CLIENT_WORD(r->generation, PANDO__CLIENT_REAPING));
-	(void)pando__heap_reap(&r->heap->view, r->slot, (struct pando__slot *)(void *)page, out);
+	(void)pando__heap_reap(&r->heap->view, r->heap->slots, r->slot, out);
 	memset(page, 0, PANDO__SLOT_SIZE);
 	r->generation++;
 	pando__store_release(&e->word, PANDO__CLIENT_WORD(r->generation, PANDO__CLIENT_LIVE));

@@ -9,11 +9,13 @@
 #define PANDO_TESTS_FAKE_REGION_H
 
 #include "fake_heap.h"
+#include "directory/directory.h"
 #include "rcu/reader.h"
 
 struct pando_region {
 	struct pando__gate gate; /* first, as in libshm */
 	struct pando__rcu_gate rcu;
+	struct pando__directory_gate directory;
 	struct fake_heap *heap;
 	uint32_t slot;
 	uint64_t generation;

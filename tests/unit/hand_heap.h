@@ -58,6 +58,11 @@ static inline struct pando__slot *hand_slot(struct hand *h, uint32_t slot)
 	return (struct pando__slot *)(h->all + HAND_SLOTS_AT + slot * PANDO__SLOT_SIZE);
 }
 
+static inline const char *hand_slots(struct hand *h)
+{
+	return h->all + HAND_SLOTS_AT;
+}
+
 static inline struct pando__intent *hand_intents(struct hand *h, uint32_t slot)
 {
 	return (struct pando__intent *)((char *)hand_slot(h, slot) + PANDO__INTENTS_OFFSET);

@@ -25,7 +25,7 @@ static struct core core;
 static struct region *r;
 static struct client *clients[CLIENTS]; /* by slot */
 
-static struct client *attached(void)
+static struct client *attached_to(const char *name, uint32_t flags)
 {
 	struct client *c = core_connect(&core, 1);
 	struct pando__msg m;
@@ -34,14 +34,34 @@ static struct client *attached(void)
 	m.hello.version_min = m.hello.version_max = PANDO__PROTO_VERSION;
 	core_send(&core, c, &m);
 	pando__msg_init(&m, PANDO__MSG_OPEN, 0);
-	strcpy(m.open.name, "heap");
-	m.open.flags = PANDO_CREATE | PANDO_HEAP;
+	strcpy(m.open.name, name);
+	m.open.flags = flags;
 	m.open.size = SIZE;
 	core_send(&core, c, &m);
 	/* The first one's job makes the region; others are attached at once, whatever waits in line. */
 	if (!c->attachments)
 		assert_true(core_run_job(&core, 0));
 	return c;
+}
+
+static struct client *attached(void)
+{
+	return attached_to("heap", PANDO_CREATE | PANDO_HEAP);
+}
+
+/* Maps it, and makes the heap. */
+static void make_heap(struct region *of)
+{
+	heap_tick(&core.broker);
+	assert_non_null(of->heap.view.base);
+	assert_int_equal(pando__heap_format(&of->heap.view), 0);
+	assert_int_equal(
+		pando__commit(&of->heap.view,
+			      (uint64_t)((char *)of->heap.view.clients - of->heap.view.base),
+			      CLIENTS * sizeof(struct pando__heap_client)),
+		0);
+	assert_true(heap_there(of));
+	core_run_jobs(&core);
 }
 
 static int setup(void **state)
@@ -54,15 +74,7 @@ static int setup(void **state)
 		assert_int_equal(clients[i]->attachments->slot, i);
 	}
 	r = clients[0]->attachments->region;
-	heap_tick(&core.broker); /* maps it */
-	assert_non_null(r->heap.view.base);
-	assert_int_equal(pando__heap_format(&r->heap.view), 0);
-	assert_int_equal(pando__commit(&r->heap.view,
-				       (uint64_t)((char *)r->heap.view.clients - r->heap.view.base),
-				       CLIENTS * sizeof(struct pando__heap_client)),
-			 0);
-	assert_true(heap_there(r));
-	core_run_jobs(&core);
+	make_heap(r);
 	return 0;
 }
 
@@ -118,6 +130,34 @@ static void the_last_slot_has_its_turn(void **state)
 			}
 	}
 	assert_int_equal(state_of(CLIENTS - 1), PANDO__CLIENT_FREE);
+}
+
+/*
+ * Its last user has gone; a worker is still at its heap. Nobody finds it any more, and all know that
+ * it ends.
+ */
+static void a_region_ends_while_its_heap_is_reaped(void **state)
+{
+	const uint32_t flags = PANDO_CREATE | PANDO_HEAP | PANDO_TRANSIENT;
+	struct client *first = attached_to("brief", flags), *second;
+	struct region *old = first->attachments->region;
+	const uint64_t id = old->record.id;
+
+	(void)state;
+	make_heap(old);
+	core_kill(&core, first);
+	assert_true(old->heap.working);
+	assert_null(region_find(&core.broker, "brief"));
+	assert_int_equal(core.broker.frees, 1);
+	second = attached_to("brief", flags);
+	core_run_jobs(&core);
+	assert_int_not_equal(second->attachments->region->record.id, id);
+	assert_null(region_by_id(&core.broker, id));
+	assert_int_equal(core.broker.frees, 0);
+	core_kill(&core, second);
+	core_run_jobs(&core);
+	assert_null(region_find(&core.broker, "brief"));
+	assert_int_equal(core.broker.frees, 0);
 }
 
 /* Sweeping is put off while there are dead, but not for ever. */
@@ -239,9 +279,13 @@ static void other_bus_errors_are_fatal(void **state)
 int main(void)
 {
 	const struct CMUnitTest tests[] = {
-		TEST(slots_are_free_while_others_die), TEST(the_last_slot_has_its_turn),
-		TEST(sweeping_has_its_turn),	       TEST(memory_that_is_not_there_for_a_while),
-		TEST(memory_that_does_not_come_back),  TEST(other_bus_errors_are_fatal),
+		TEST(slots_are_free_while_others_die),
+		TEST(the_last_slot_has_its_turn),
+		TEST(a_region_ends_while_its_heap_is_reaped),
+		TEST(sweeping_has_its_turn),
+		TEST(memory_that_is_not_there_for_a_while),
+		TEST(memory_that_does_not_come_back),
+		TEST(other_bus_errors_are_fatal),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

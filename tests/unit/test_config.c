@@ -60,6 +60,7 @@ static void takes_every_option(void **state)
 			      "--quota-clients=8", "--quota-heap=3M", "--quota-heap-client=2M",
 			      "--quota", "1000:memory=2G,clients=3,heap-client=1M",
 			      "--log-level=debug", "--log-file=/tmp/log", "--drain-timeout=0.25",
+			      "--graft=any", "--graft-limit=3G", "--graft-waiting=7",
 			      "--no-supervisor", "--embedded", "--ready-fd=2"),
 			 0);
 	assert_string_equal(config.address, "@x");
@@ -68,6 +69,9 @@ static void takes_every_option(void **state)
 	assert_true(config.window_size == 1ull << 40);
 	assert_true(config.quota.memory == 3ull << 29);
 	assert_int_equal(config.quota.regions, 7);
+	assert_int_equal(config.graft, CONFIG_GRAFT_ANY);
+	assert_true(config.graft_limit == 3ull << 30);
+	assert_int_equal(config.graft_waiting, 7);
 	assert_int_equal(config.quota.clients, 8);
 	assert_int_equal(config.quota.heap, 3 << 20);
 	assert_int_equal(config.quota.heap_client, 2 << 20);
@@ -123,6 +127,9 @@ static void refuses_bad_values(void **state)
 	assert_refused(LOAD("--quota-regions=-1"), EINVAL, "\"-1\"");
 	assert_refused(LOAD("--quota-clients=4294967296"), EINVAL, "4294967295");
 	assert_refused(LOAD("--quota-heap=much"), EINVAL, "\"much\"");
+	assert_refused(LOAD("--graft=all"), EINVAL, "none of uid, any, off");
+	assert_refused(LOAD("--graft-limit=-1"), EINVAL, "\"-1\"");
+	assert_refused(LOAD("--graft-waiting=1025"), EINVAL, "up to 1024");
 	assert_refused(LOAD("--quota=1000:heap=-1"), EINVAL, "\"-1\"");
 	assert_refused(LOAD("--quota=1000"), EINVAL, "UID:memory");
 	assert_refused(LOAD("--quota=:memory=1G"), EINVAL, "UID:memory");

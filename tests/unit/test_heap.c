@@ -95,7 +95,7 @@ static void dies(uint32_t slot)
 	if (f)
 		pando__front_free(f);
 	pando__store_release(&e->word, PANDO__CLIENT_WORD(1, PANDO__CLIENT_REAPING));
-	assert_int_equal(pando__heap_reap(&heap.view, slot, page, &out), 0);
+	assert_int_equal(pando__heap_reap(&heap.view, heap.slots, slot, &out), 0);
 	assert_int_equal(pando__heap_sweep(&heap.view, &out), 0);
 	memset(page, 0, sizeof(*page));
 	pando__store_release(&e->word, PANDO__CLIENT_WORD(2, PANDO__CLIENT_FREE));

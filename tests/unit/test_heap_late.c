@@ -189,6 +189,125 @@ static void given_and_gone_and_given_again(void **state)
 	assert_int_equal(pando__heap_verify(&heap.view, heap.slots, 1), 0);
 }
 
+/* Frees the object at *told, and stops at that point of it. */
+static void late_freer(const char *point)
+{
+	char list[64];
+
+	if (!pando_alloc(&regions[LATE], 64)) /* from here on it has the fast paths */
+		_exit(1);
+	snprintf(list, sizeof(list), "%s=stop", point);
+	pando__inject_arm(list);
+	pando_free(&regions[LATE], heap.view.base + *told);
+	_exit(0);
+}
+
+/*
+ * The owner of an object dies while another process frees it, which goes on only when the dead one's
+ * memory is somebody else's: by then the object is the freeing process's own, or free.
+ */
+static void owner_dies(const char *point, uint16_t then, bool freer_dies)
+{
+	struct pando_region *owner = &regions[NEXT], *heir = &regions[RECEIVER];
+	struct pando__reclaimed out;
+	void *p, *q[600];
+	pid_t pid;
+
+	for (int i = 0; i < 100; i++)
+		assert_non_null(p = pando_alloc(owner, 64));
+	assert_true(pando_self(heir) != 0);
+	*told = pando__offset(&heap.view, p);
+	fflush(NULL);
+	pid = fork();
+	if (pid == 0)
+		late_freer(point);
+	await_stop(pid);
+	fake_region_kill(owner, &out);
+	assert_int_equal(word_of(p), then);
+	assert_int_equal(pando__heap_sweep(&heap.view, &out), 0); /* counts orphans */
+	for (int i = 0; i < 600; i++) {
+		assert_non_null(q[i] = pando_alloc(heir, 64));
+		if (then != PANDO__OBJECT_FREE)
+			assert_ptr_not_equal(q[i], p);
+	}
+	assert_int_equal(pando__heap_verify(&heap.view, heap.slots, 1), 0);
+	if (freer_dies)
+		assert_int_equal(kill(pid, SIGKILL), 0);
+	else
+		go_on(pid);
+	if (freer_dies)
+		assert_int_equal(waitpid(pid, NULL, 0), pid);
+	else
+		await_end(pid);
+	fake_region_kill(&regions[LATE], &out);
+	for (int i = 0; i < 600; i++)
+		assert_int_equal(word_of(q[i]), PANDO__OBJECT_LIVE);
+	assert_int_equal(pando__heap_verify(&heap.view, heap.slots, 1), 0);
+	for (int i = 0; i < 600; i++)
+		pando_free(heir, q[i]);
+	assert_int_equal(pando__heap_sweep(&heap.view, &out), 0);
+	assert_int_equal(pando_heap_trim(heir), 0);
+	assert_int_equal(word_of(p), PANDO__OBJECT_FREE);
+	for (uint64_t i = heap.view.first / PANDO__SPAN; i < heap.view.end / PANDO__SPAN; i++)
+		assert_false(PANDO__SPAN_STATE(heap.view.spans[i].word) == PANDO__SPAN_OWNED ||
+			     PANDO__SPAN_STATE(heap.view.spans[i].word) == PANDO__SPAN_ORPHAN);
+}
+
+static void owner_dies_while_others_free(void **state)
+{
+	static const struct {
+		const char *point;
+		uint16_t then;
+	} at[] = {
+		{"heap.free.announced", PANDO__OBJECT_SHARED(LATE + 1)},
+		{"heap.free.looked", PANDO__OBJECT_SHARED(LATE + 1)},
+		{"heap.free.stored", PANDO__OBJECT_FREE},
+	};
+
+	for (unsigned int i = 0; i < 2 * sizeof(at) / sizeof(at[0]); i++) {
+		owner_dies(at[i / 2].point, at[i / 2].then, i % 2);
+		teardown(state);
+		setup(state);
+	}
+}
+
+/* Freed, and the freer goes on to other things, or dies: the owner comes by it all the same. */
+static void untold(void **state)
+{
+	struct pando_region *owner = &regions[NEXT], *freer = &regions[RECEIVER];
+	struct pando__heap_client *line = &heap.view.clients[NEXT];
+	struct pando__reclaimed out;
+	void *p[100];
+
+	(void)state;
+	for (unsigned int round = 0; round < 4; round++) {
+		for (int i = 0; i < 100; i++)
+			assert_non_null(p[i] = pando_alloc(owner, 64));
+		pando_free(freer, p[0]); /* the way of who has had no fast path before */
+		assert_int_equal(line->remote, 1);
+		assert_int_equal(pando_heap_trim(owner), 0);
+		pando_free(freer, pando_alloc(freer, 64));
+		for (int i = 1; i < 100; i++)
+			pando_free(freer, p[i]);
+		for (int i = 1; i < 100; i++)
+			assert_int_equal(word_of(p[i]), PANDO__OBJECT_REMOTE);
+		assert_int_equal(line->remote, 0);
+		if (round == 1)
+			fake_region_kill(freer, &out);
+		else if (round == 2)
+			pando__heap_tell(&heap.view, heap.slots, NEXT + 1);
+		else if (round == 3)
+			assert_int_equal(pando_heap_trim(freer), 0);
+		assert_int_equal(line->remote, round > 0);
+		assert_int_equal(pando__heap_verify(&heap.view, heap.slots, 1), 0);
+		assert_int_equal(pando_heap_trim(owner), 0);
+		for (int i = 0; i < 100; i++)
+			assert_int_equal(word_of(p[i]), PANDO__OBJECT_FREE);
+	}
+	pando__heap_tell(&heap.view, heap.slots, 0); /* there is nothing to be told */
+	assert_int_equal(line->remote, 0);
+}
+
 #define TEST(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
 
 int main(void)
@@ -196,6 +315,8 @@ int main(void)
 	const struct CMUnitTest tests[] = {
 		TEST(collected_where_others_are_by_now),
 		TEST(given_and_gone_and_given_again),
+		TEST(owner_dies_while_others_free),
+		TEST(untold),
 	};
 
 	return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: BSD-2-Clause */
 /*
  * The model of tests/lib/heap_model.h with threads: four clients of one heap in one process, two
- * threads each, so that ThreadSanitizer sees both ends of everything that is shared. No broker: the
- * ledger is the test's (fake_heap.h), and nobody dies.
+ * threads each, so that ThreadSanitizer sees both ends of everything that is shared; and one thread
+ * that does what the broker does for the living, without a pause. The ledger is the test's
+ * (fake_heap.h), and nobody dies.
  *
  * Environment: HEAP_MODEL_OPS, operations of all threads together (200,000); HEAP_MODEL_SEED.
  */
@@ -10,6 +11,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <time.h>
+#include <unistd.h>
+
+#include "common/atomic.h"
 
 #include "../lib/heap_model.h"
 #include "fake_region.h"
@@ -28,6 +32,25 @@ static void *work(void *arg)
 	return NULL;
 }
 
+static bool over;
+
+/* Sweeps, collects for owners as if they were idle, and gives memory back that has just become free. */
+static void *broker(void *arg)
+{
+	const struct fake_heap *heap = arg;
+	struct pando__reclaimed out;
+	uint64_t purged = 0;
+
+	while (!pando__load_acquire(&over)) {
+		(void)pando__heap_sweep(&heap->view, &out);
+		for (uint32_t slot = 0; slot < FRONTS; slot++)
+			(void)pando__heap_collect_idle(&heap->view, slot, &out);
+		purged += pando__spans_purge(&heap->view, PANDO__OWNER_BROKER, 1, UINT32_MAX);
+		usleep(500);
+	}
+	return (void *)(uintptr_t)purged;
+}
+
 static uint64_t from_env(const char *name, uint64_t otherwise)
 {
 	const char *text = getenv(name);
@@ -39,8 +62,9 @@ static void run(bool lazy)
 {
 	struct pando_heap_stat st;
 	struct fake_heap heap;
-	pthread_t thread[MODEL_WORKERS];
+	pthread_t thread[MODEL_WORKERS], broker_thread;
 	struct timespec from, to;
+	void *purged;
 
 	clock_gettime(CLOCK_MONOTONIC, &from);
 	fake_heap_init(&heap, 1024 * MIB, 1024 * MIB, lazy);
@@ -53,11 +77,20 @@ static void run(bool lazy)
 	};
 	for (unsigned int i = 0; i < FRONTS; i++)
 		fake_region_init(&regions[i], &heap, i);
+	pando__store_release(&over, false);
+	if (pthread_create(&broker_thread, NULL, broker, &heap) != 0)
+		exit(99);
 	for (uintptr_t i = 0; i < MODEL_WORKERS; i++)
 		if (pthread_create(&thread[i], NULL, work, (void *)i) != 0)
 			exit(99);
 	for (unsigned int i = 0; i < MODEL_WORKERS; i++)
 		pthread_join(thread[i], NULL);
+	pando__store_release(&over, true);
+	pthread_join(broker_thread, &purged);
+	if (lazy && !purged) {
+		fprintf(stderr, "heap-threads: the broker had no memory to give back\n");
+		exit(1);
+	}
 	/* What the threads had for themselves went with them; the rest is in the fronts. */
 	for (unsigned int i = 0; i < FRONTS; i++)
 		if (pando_heap_trim(&regions[i]) != 0)

@@ -7,6 +7,7 @@
 #include <stddef.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <cmocka.h>
@@ -212,6 +213,9 @@ static void free_pages_in_used_spans_keep_little_memory(void **state)
 	assert_true(fake_heap_memory(&h) >= before + 64 * SPAN);
 	for (int i = 0; i < 64; i++) /* one page of each remains */
 		give(at[i], 63);
+	/* Who frees gives nothing back: the broker does. */
+	assert_true(fake_heap_memory(&h) >= before + 64 * SPAN);
+	assert_true(pando__spans_purge(&h.view, PANDO__OWNER_BROKER, 1000, UINT32_MAX) >= 54);
 	left = fake_heap_memory(&h) - before;
 	/* The pages in use, object words and page table of each span, and the bound. */
 	assert_true(left <= 64 * (PAGE + 16384) + 5 * PAGE + 512 * PAGE);
@@ -222,6 +226,140 @@ static void free_pages_in_used_spans_keep_little_memory(void **state)
 		give(at[i] + 63 * PAGE, 1);
 	(void)pando__spans_purge(&h.view, 1, 0, UINT32_MAX);
 	assert_true(fake_heap_memory(&h) <= before + 5 * PAGE);
+}
+
+/* ---- lending ---------------------------------------------------------------------------------- */
+
+static uint32_t purge(void)
+{
+	return pando__spans_purge(&h.view, PANDO__OWNER_BROKER, 1000, UINT32_MAX);
+}
+
+/* n spans of which all but the first page is free, and was there. */
+static void thin_spans(uint64_t *at, int n)
+{
+	for (int i = 0; i < n; i++) {
+		at[i] = alloc(64, PAGE);
+		assert_int_equal(pando__commit(&h.view, at[i], SPAN), 0);
+	}
+	for (int i = 0; i < n; i++)
+		pando__pages_free_whole(a, at[i] + PAGE, 63 * PAGE);
+}
+
+static struct pando__span *span_of(uint64_t offset)
+{
+	return &h.view.spans[offset / SPAN];
+}
+
+static unsigned int lent_spans(const uint64_t *at, int n)
+{
+	unsigned int lent = 0;
+
+	for (int i = 0; i < n; i++)
+		lent += span_of(at[i])->lent == PANDO__LENT;
+	return lent;
+}
+
+static void what_is_lent_is_taken_back(void **state)
+{
+	uint64_t at[20], memory;
+	bool there;
+
+	(void)state;
+	thin_spans(at, 20);
+	assert_in_range(lent_spans(at, 20), 11, 13); /* the bound is 512 pages */
+	assert_int_equal(h.view.heap->reserves.value, 1);
+	memory = fake_heap_memory(&h);
+	for (int i = 0; i < 20; i++) {
+		int64_t got = pando__pages_take(a, 63 * PAGE, PAGE, LARGE, 0, &there);
+
+		assert_true(there);
+		assert_int_equal(span_of((uint64_t)got)->lent, PANDO__LENT_NONE);
+	}
+	assert_int_equal(lent_spans(at, 20), 0);
+	assert_int_equal(a->own_count, 20);
+	assert_int_equal(fake_heap_memory(&h), memory);
+	assert_int_equal(purge(), 0);
+	for (int i = 0; i < 20; i++)
+		give(at[i], 64);
+	assert_int_equal(a->own_count, 0);
+}
+
+static void what_the_broker_took_is_known_to_be_gone(void **state)
+{
+	uint64_t at[20];
+	unsigned int lent;
+	bool there;
+
+	(void)state;
+	thin_spans(at, 20);
+	lent = lent_spans(at, 20);
+	assert_int_equal(purge(), lent);
+	assert_int_equal(lent_spans(at, 20), 0);
+	assert_int_equal(h.view.heap->reserves.value, 0);
+	for (int i = 0; i < 20; i++) {
+		(void)pando__pages_take(a, 63 * PAGE, PAGE, LARGE, 0, &there);
+		lent -= !there;
+	}
+	assert_int_equal(lent, 0);
+	for (int i = 0; i < 20; i++)
+		give(at[i], 64);
+	assert_int_equal(a->own_count, 0);
+}
+
+/* The broker is in the middle of it, or has died there: nobody waits for it. */
+static void what_is_busy_is_passed_over(void **state)
+{
+	uint64_t at[20], kept = 0, left = 0;
+	int64_t got;
+	bool there;
+
+	(void)state;
+	thin_spans(at, 20);
+	for (int i = 0; i < 20; i++) {
+		if (span_of(at[i])->lent != PANDO__LENT)
+			continue;
+		span_of(at[i])->lent = PANDO__LENT_BUSY;
+		left = kept;
+		kept = at[i];
+	}
+	for (int i = 0; i < 20; i++) {
+		got = pando__pages_take(a, 63 * PAGE, PAGE, LARGE, 0, &there);
+		assert_int_equal(span_of((uint64_t)got)->lent, PANDO__LENT_NONE);
+		pando__pages_free_whole(a, (uint64_t)got, 63 * PAGE);
+	}
+	/* Empty, it is left to the broker. */
+	assert_int_equal(a->own_count, h.view.clients[0].spans);
+	give(left, 1);
+	assert_int_equal(PANDO__LENDING(span_of(left)->lent), PANDO__LENT_LEFT);
+	assert_int_equal(PANDO__SPAN_STATE(span_of(left)->word), PANDO__SPAN_OWNED);
+	assert_int_equal(a->own_count, h.view.clients[0].spans);
+	pando__span_unlend(&h.view, (uint32_t)(left / SPAN));
+	assert_int_equal(PANDO__SPAN_STATE(span_of(left)->word), PANDO__SPAN_RESERVE);
+	assert_int_equal(span_of(left)->lent, PANDO__LENT_NONE);
+	/* What is not empty has its memory gone, and is its owner's again. */
+	pando__span_unlend(&h.view, (uint32_t)(kept / SPAN));
+	assert_int_equal(PANDO__SPAN_STATE(span_of(kept)->word), PANDO__SPAN_OWNED);
+	assert_int_equal(span_of(kept)->lent, PANDO__LENT_NONE);
+	give(kept, 1);
+	assert_int_equal(PANDO__SPAN_STATE(span_of(kept)->word), PANDO__SPAN_RESERVE);
+}
+
+/* A broker that died after it had released the span: that is not done twice. */
+static void what_was_left_is_released_once(void **state)
+{
+	uint64_t at = alloc(64, PAGE);
+	struct pando__span *s = span_of(at);
+
+	(void)state;
+	s->lent = PANDO__LEFT(PANDO__SPAN_COUNT(s->word) - 1);
+	pando__span_unlend(&h.view, (uint32_t)(at / SPAN));
+	assert_int_equal(PANDO__SPAN_STATE(s->word), PANDO__SPAN_OWNED);
+	assert_int_equal(s->lent, PANDO__LENT_NONE);
+	give(at, 64);
+	s->lent = PANDO__LEFT(PANDO__SPAN_COUNT(s->word));
+	assert_int_equal(alloc(64, PAGE), at);
+	assert_int_equal(s->lent, PANDO__LENT_NONE);
 }
 
 /* ---- adoption --------------------------------------------------------------------------------- */
@@ -271,12 +409,44 @@ static void orphans_are_adopted(void **state)
 	assert_int_equal(PANDO__SPAN_STATE(h.view.spans[tail / SPAN].word), PANDO__SPAN_ORPHAN);
 }
 
+/* What the broker has lent itself is taken back by who adopts the span and needs it. */
+static void an_orphan_is_lent(void **state)
+{
+	struct pando__front *b = fake_front_new(&h, 1);
+	int64_t slab = pando__pages_alloc(b, PANDO__SLAB, PANDO__SLAB, 5);
+	struct pando__span *s = span_of((uint64_t)slab);
+
+	(void)state;
+	fake_front_free(b);
+	orphan((uint64_t)slab);
+	s->lent = PANDO__LENT;
+	assert_int_equal(pando__span_adopt(a, 5), slab / SPAN);
+	assert_int_equal(s->lent, PANDO__LENT);
+	assert_int_equal(alloc(8, PANDO__SLAB), slab + 8 * PAGE);
+	assert_int_equal(s->lent, PANDO__LENT_NONE);
+	give((uint64_t)slab, 16);
+	assert_int_equal(a->own_count, 0);
+}
+
 /* ---- a model ---------------------------------------------------------------------------------- */
 
 struct run {
 	uint64_t at, pages;
 	unsigned char stamp;
 };
+
+/* True if all of it has memory. */
+static bool is_there(uint64_t at, uint64_t pages)
+{
+	unsigned char map[400];
+
+	if (pages > sizeof(map) || mincore(h.view.base + at, pages * PAGE, map) != 0)
+		return false;
+	for (uint64_t i = 0; i < pages; i++)
+		if (!(map[i] & 1))
+			return false;
+	return true;
+}
 
 static const char *random_runs(struct pando__front *f)
 {
@@ -289,20 +459,23 @@ static const char *random_runs(struct pando__front *f)
 		if (n < RUNS && rand_r(&seed) % 2) {
 			unsigned int kind = (unsigned int)rand_r(&seed) % 16;
 			uint64_t step = 1ull << (unsigned int)rand_r(&seed) % 4;
+			bool there;
 			int64_t at;
 
 			r = &runs[n];
 			r->pages = kind == 0  ? 64 + (unsigned int)rand_r(&seed) % 300
 				   : kind < 8 ? 8
 					      : 1 + (unsigned int)rand_r(&seed) % 20;
-			at = pando__pages_alloc(f, r->pages * PAGE, step * PAGE, LARGE);
+			at = pando__pages_take(f, r->pages * PAGE, step * PAGE, LARGE, 0, &there);
 			if (at == -ENOMEM)
 				continue;
 			if (at < (int64_t)f->view.first || (uint64_t)at % (step * PAGE))
 				return "a strange offset";
 			r->at = (uint64_t)at;
 			r->stamp = (unsigned char)rand_r(&seed);
-			if (pando__commit(&f->view, r->at, r->pages * PAGE) != 0)
+			if (there && !is_there(r->at, r->pages))
+				return "no memory where there should be some";
+			if (!there && pando__commit(&f->view, r->at, r->pages * PAGE) != 0)
 				return "no memory";
 			for (uint64_t k = 0; k < r->pages; k++)
 				f->view.base[r->at + k * PAGE] = (char)r->stamp;
@@ -315,7 +488,7 @@ static const char *random_runs(struct pando__front *f)
 				if (f->view.base[r->at + k * PAGE] != (char)r->stamp)
 					return "somebody wrote there, or the memory went";
 			part = 1 + (unsigned int)rand_r(&seed) % r->pages;
-			pando__pages_free(f, r->at, part * PAGE);
+			pando__pages_free_whole(f, r->at, part * PAGE);
 			r->at += part * PAGE;
 			r->pages -= part;
 			if (r->pages == 0)
@@ -341,15 +514,35 @@ static void everything_is_free(void)
 	}
 }
 
+static bool random_threads_end;
+
+/* As the broker does it, all the time. */
+static void *purging_thread(void *arg)
+{
+	uint64_t *purged = arg;
+
+	while (!pando__load_acquire(&random_threads_end)) {
+		*purged += pando__spans_purge(&h.view, PANDO__OWNER_BROKER, 2, UINT32_MAX);
+		usleep(200);
+	}
+	return NULL;
+}
+
 static void random_threads_of_two_clients(void **state)
 {
 	struct pando__front *b = fake_front_new(&h, 1);
-	pthread_t t[THREADS];
+	pthread_t t[THREADS], purger;
+	uint64_t purged = 0;
 
 	(void)state;
+	random_threads_end = false;
+	assert_int_equal(pthread_create(&purger, NULL, purging_thread, &purged), 0);
 	for (int i = 0; i < THREADS; i++)
 		assert_int_equal(pthread_create(&t[i], NULL, random_thread, i % 2 ? a : b), 0);
 	join_threads(t, THREADS);
+	pando__store_release(&random_threads_end, true);
+	assert_int_equal(pthread_join(purger, NULL), 0);
+	assert_true(purged > 0);
 	assert_int_equal(a->own_count + b->own_count, 0);
 	everything_is_free();
 	fake_front_free(b);
@@ -368,7 +561,13 @@ int main(void)
 		cmocka_unit_test_setup_teardown(memory_that_is_there_is_known, setup, teardown),
 		cmocka_unit_test_setup_teardown(free_pages_in_used_spans_keep_little_memory, setup,
 						teardown),
+		cmocka_unit_test_setup_teardown(what_is_lent_is_taken_back, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_the_broker_took_is_known_to_be_gone, setup,
+						teardown),
+		cmocka_unit_test_setup_teardown(what_is_busy_is_passed_over, setup, teardown),
+		cmocka_unit_test_setup_teardown(what_was_left_is_released_once, setup, teardown),
 		cmocka_unit_test_setup_teardown(orphans_are_adopted, setup, teardown),
+		cmocka_unit_test_setup_teardown(an_orphan_is_lent, setup, teardown),
 		cmocka_unit_test_setup_teardown(random_threads_of_two_clients, setup, teardown),
 	};
 

@@ -137,6 +137,98 @@ static void checks_flags_and_padding(void **state)
 	assert_int_equal(parse(PANDO__TO_BROKER, &m, m.header.length, 0), -EPROTO);
 }
 
+/* A message about a graft that is sound, with one descriptor where it needs one. */
+static void graft_msg(struct pando__msg *m, enum pando__msg_type type)
+{
+	pando__msg_init(m, type, 3);
+	switch (type) {
+	case PANDO__MSG_GRAFT_LISTEN:
+		m->graft_listen.base = 1ull << 40;
+		m->graft_listen.size = PANDO__GRAFT_HUGE;
+		break;
+	case PANDO__MSG_GRAFT_RESERVE:
+		m->graft_reserve.way = PANDO_GRAFT_MMAP;
+		break;
+	case PANDO__MSG_GRAFT_SEND:
+		m->graft_send.id = 1;
+		m->graft_send.way = PANDO_GRAFT_MEMFD;
+		m->header.fds = 1;
+		break;
+	case PANDO__MSG_GRAFTED:
+		m->grafted.id = m->grafted.bytes = 1;
+		m->grafted.address = PANDO__GRAFT_PAGE;
+		m->grafted.way = PANDO_GRAFT_MEMFD;
+		m->header.fds = 1;
+		break;
+	default:
+		m->graft_one.id = 1;
+	}
+}
+
+static void expect_graft(const struct pando__msg *m, enum pando__direction d, int rc)
+{
+	assert_int_equal(parse(d, m, m->header.length, m->header.fds), rc);
+}
+
+static void checks_grafts(void **state)
+{
+	static const enum pando__msg_type asked[] = {
+		PANDO__MSG_GRAFT_LISTEN, PANDO__MSG_GRAFT_RESERVE, PANDO__MSG_GRAFT_SEND,
+		PANDO__MSG_GRAFT_CANCEL, PANDO__MSG_GRAFT_TAKEN,   PANDO__MSG_GRAFT_RELEASE,
+	};
+	struct pando__msg m;
+
+	(void)state;
+	for (size_t i = 0; i < sizeof(asked) / sizeof(asked[0]); i++) {
+		graft_msg(&m, asked[i]);
+		expect_graft(&m, PANDO__TO_BROKER, 0);
+		expect_graft(&m, PANDO__TO_CLIENT, -EPROTO);
+		m.header.fds ^= 1; /* with, or without a descriptor too few */
+		expect_graft(&m, PANDO__TO_BROKER, -EPROTO);
+		if (asked[i] < PANDO__MSG_GRAFT_CANCEL)
+			continue;
+		graft_msg(&m, asked[i]);
+		m.graft_one.id = 0;
+		expect_graft(&m, PANDO__TO_BROKER, -EPROTO);
+		graft_msg(&m, asked[i]);
+		m.graft_one.flags = 4;
+		expect_graft(&m, PANDO__TO_BROKER, -EPROTO);
+		graft_msg(&m, asked[i]);
+		m.graft_one.reserved = 1;
+		expect_graft(&m, PANDO__TO_BROKER, -EPROTO);
+	}
+	graft_msg(&m, PANDO__MSG_GRAFT_LISTEN);
+	m.graft_listen.base += PANDO__GRAFT_PAGE;
+	expect_graft(&m, PANDO__TO_BROKER, -EPROTO);
+	graft_msg(&m, PANDO__MSG_GRAFT_LISTEN);
+	m.graft_listen.size = 0;
+	expect_graft(&m, PANDO__TO_BROKER, -EPROTO);
+	graft_msg(&m, PANDO__MSG_GRAFT_LISTEN);
+	m.graft_listen.base = -(uint64_t)PANDO__GRAFT_HUGE; /* it would wrap around */
+	expect_graft(&m, PANDO__TO_BROKER, -EPROTO);
+	graft_msg(&m, PANDO__MSG_GRAFT_RESERVE);
+	m.graft_reserve.way = PANDO_GRAFT_AUTO;
+	expect_graft(&m, PANDO__TO_BROKER, -EPROTO);
+	graft_msg(&m, PANDO__MSG_GRAFT_SEND);
+	m.graft_send.way = PANDO_GRAFT_MMAP; /* no descriptor belongs there */
+	expect_graft(&m, PANDO__TO_BROKER, -EPROTO);
+	pando__msg_init(&m, PANDO__MSG_GRAFT_ACCEPT, 3);
+	m.graft_accept.flags = PANDO__GRAFT_DRAINED;
+	expect_graft(&m, PANDO__TO_BROKER, 0);
+	m.graft_accept.flags = 2;
+	expect_graft(&m, PANDO__TO_BROKER, -EPROTO);
+	graft_msg(&m, PANDO__MSG_GRAFTED);
+	expect_graft(&m, PANDO__TO_CLIENT, 0);
+	m.grafted.bytes = UINT64_MAX;
+	expect_graft(&m, PANDO__TO_CLIENT, -EPROTO);
+	graft_msg(&m, PANDO__MSG_GRAFTED);
+	m.grafted.address++;
+	expect_graft(&m, PANDO__TO_CLIENT, -EPROTO);
+	graft_msg(&m, PANDO__MSG_GRAFTED);
+	m.grafted.way = PANDO_GRAFT_AUTO;
+	expect_graft(&m, PANDO__TO_CLIENT, -EPROTO);
+}
+
 static int open_descriptors(void)
 {
 	DIR *d = opendir("/proc/self/fd");
@@ -196,6 +288,7 @@ int main(void)
 		cmocka_unit_test(tells_another_version),
 		cmocka_unit_test(checks_region_names),
 		cmocka_unit_test(checks_flags_and_padding),
+		cmocka_unit_test(checks_grafts),
 		cmocka_unit_test(carries_descriptors_and_leaks_none),
 	};
 

@@ -51,7 +51,7 @@ static struct pando__reclaimed reap(uint32_t client)
 	struct pando__reclaimed out;
 
 	hand_client(&h, client - 1, 5, PANDO__CLIENT_REAPING);
-	assert_int_equal(pando__heap_reap(&h.view, client - 1, hand_slot(&h, client - 1), &out), 0);
+	assert_int_equal(pando__heap_reap(&h.view, hand_slots(&h), client - 1, &out), 0);
 	return out;
 }
 
@@ -69,7 +69,7 @@ static void nothing_without_a_heap(void **state)
 
 	(void)state;
 	h.view.heap->magic = 0;
-	assert_int_equal(pando__heap_reap(&h.view, 0, hand_slot(&h, 0), &out), 1);
+	assert_int_equal(pando__heap_reap(&h.view, hand_slots(&h), 0, &out), 1);
 	assert_int_equal(pando__heap_sweep(&h.view, &out), 1);
 	assert_int_equal(pando__heap_recover(&h.view, &out), 1);
 }
@@ -505,13 +505,65 @@ static void what_the_idle_have_not_collected(void **state)
 	assert_int_equal(pando__heap_collect_idle(&h.view, PANDO__HEAP_CLIENTS, &out), 0);
 }
 
+/* Pages of a span that have memory. */
+static unsigned int resident(uint64_t span)
+{
+	unsigned char map[PANDO__SPAN_PAGES];
+	unsigned int n = 0;
+
+	assert_int_equal(mincore(h.view.base + hand_offset(&h, span, 0), PANDO__SPAN, map), 0);
+	for (unsigned int i = 0; i < PANDO__SPAN_PAGES; i++)
+		n += map[i] & 1;
+	return n;
+}
+
+/* Reaping gives no memory back: that of orphans is lent to the next sweep, that of free spans waits. */
+static void memory_of_the_dead_goes_later(void **state)
+{
+	struct pando__reclaimed out;
+
+	(void)state;
+	h.view.lazy = true;
+	for (uint64_t i = 0; i < 3; i++) {
+		hand_own(&h, i, A, PANDO__SPAN_OWNED);
+		hand_slab(&h, i, 2, A, 3);
+		*hand_object(&h, i, 2, 3, 1) = i == 1 ? PANDO__OBJECT_LIVE : REGION;
+		memset(h.view.base + hand_offset(&h, i, 0), 1, PANDO__SPAN);
+	}
+	hand_span(&h, 2)->lent = PANDO__LENT_BUSY; /* a broker died before A did */
+	(void)reap(A);
+	assert_int_equal(hand_state(&h, 0), PANDO__SPAN_ORPHAN);
+	assert_int_equal(hand_span(&h, 0)->lent, PANDO__LENT);
+	assert_int_equal(hand_state(&h, 1), PANDO__SPAN_RESERVE);
+	assert_int_equal(hand_span(&h, 1)->lent, PANDO__LENT_NONE);
+	assert_int_equal(hand_span(&h, 2)->lent, PANDO__LENT);
+	assert_int_equal(resident(0) + resident(1) + resident(2), 3 * 64);
+	assert_int_equal(pando__spans_purge(&h.view, PANDO__OWNER_BROKER, 60000, 100), 2);
+	assert_int_equal(resident(0), 8);
+	assert_int_equal(resident(1), 64);
+	assert_int_equal(hand_span(&h, 0)->lent, PANDO__LENT_NONE);
+	/* Another one died in the middle of that. */
+	hand_span(&h, 0)->lent = PANDO__LENT_BUSY;
+	memset(h.view.base + hand_offset(&h, 0, 0), 1, PANDO__SPAN);
+	assert_int_equal(pando__heap_recover(&h.view, &out), 0);
+	assert_int_equal(hand_span(&h, 0)->lent, PANDO__LENT_NONE);
+	assert_int_equal(resident(0), 8);
+	*hand_object(&h, 0, 2, 3, 1) = PANDO__OBJECT_REMOTE;
+	pando__remote_hint(&h.view, hand_offset(&h, 0, 2 * PANDO__SLAB_GRANULES));
+	assert_int_equal(sweep().spans_freed, 1);
+	assert_int_equal(hand_state(&h, 0), PANDO__SPAN_RESERVE);
+	assert_int_equal(hand_span(&h, 0)->lent, PANDO__LENT_NONE);
+	assert_int_equal(pando__spans_purge(&h.view, PANDO__OWNER_BROKER, 0, 100), 2);
+	assert_int_equal(resident(0) + resident(1), 0);
+}
+
 /* --- a death of the broker at every step --- */
 
 static const char *const points[] = {
 	"heap.reap.intent",    "heap.reap.held",	"heap.reap.taken",
 	"heap.reap.judged",    "heap.reap.finished",	"heap.sweep.taken",
 	"heap.rebuild.slab",   "heap.rebuild.head",	"heap.rebuild.judged",
-	"heap.rebuild.given",  "heap.rebuild.released", "heap.rebuild.finished",
+	"heap.rebuild.lent",   "heap.rebuild.released", "heap.rebuild.finished",
 	"heap.span.releasing", "heap.span.released",
 };
 
@@ -575,9 +627,8 @@ static int victim(int fd)
 {
 	struct pando__reclaimed out;
 
-	return hand_map(&h, fd) && pando__heap_reap(&h.view, A - 1, hand_slot(&h, A - 1), &out) == 0
-		       ? 0
-		       : 1;
+	return hand_map(&h, fd) && pando__heap_reap(&h.view, hand_slots(&h), A - 1, &out) == 0 ? 0
+											       : 1;
 }
 
 /* Runs the broker's work in a process that dies there. Returns whether it did. */
@@ -696,6 +747,7 @@ int main(int argc, char **argv)
 		cmocka_unit_test_setup_teardown(a_slot_that_is_named_waits, setup, teardown),
 		cmocka_unit_test_setup_teardown(recovery_puts_hints_back, setup, teardown),
 		cmocka_unit_test_setup_teardown(what_the_idle_have_not_collected, setup, teardown),
+		cmocka_unit_test_setup_teardown(memory_of_the_dead_goes_later, setup, teardown),
 		cmocka_unit_test_setup_teardown(the_broker_dies_at_every_point, setup, teardown),
 		cmocka_unit_test_setup_teardown(much_at_once, setup, teardown),
 	};

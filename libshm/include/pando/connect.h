@@ -72,6 +72,9 @@ struct pando_client_info {
 	uint64_t parent; /* client id of the process it was forked from, or 0 */
 	uint64_t connected_ns; /* CLOCK_BOOTTIME, nanoseconds */
 	char program[32]; /* comm of the process when it connected */
+	/* Buffers that were grafted into it: those that it has not accepted yet, those that it has. */
+	uint32_t grafts_waiting, grafts_held;
+	uint64_t grafts_waiting_bytes, grafts_held_bytes;
 };
 
 /*
@@ -92,6 +95,13 @@ struct pando_broker_info {
 	/* What was taken back from dead clients in heaps: times, objects, bytes; and how long that took. */
 	uint64_t heap_reaps_total, heap_objects_total, heap_bytes_total;
 	uint64_t heap_reap_ns_last, heap_reap_ns_max;
+	/*
+	 * Buffers that were handed over, by both ways together and by moving pages; refused by their
+	 * receivers; lost with them; taken back from dead senders. And what waits and is held now.
+	 */
+	uint64_t grafts_total, grafts_bytes_total, grafts_mmap_total;
+	uint64_t grafts_refused_total, grafts_lost_total, grafts_cleared_total;
+	uint64_t grafts_waiting, grafts_waiting_bytes, grafts_held, grafts_held_bytes;
 };
 
 /*

@@ -13,6 +13,7 @@
  *	private	belongs to the client (process) that allocated it, and dies with it
  *	held	was given to a client by pando_transfer(), and dies with that one
  *	shared	belongs to the region (pando_share()), and dies when somebody frees it
+ *	published	belongs to a name (pando_publish()), and dies when that gets another one
  *
  * Any thread of any attached process may read and write an object; who may free it, its state says:
  * its holder, or anybody if it is shared. A private object may be freed by another process as well,
@@ -90,7 +91,8 @@ enum pando_holding {
 	PANDO_HOLDING_NONE = 0, /* no live object begins there */
 	PANDO_HOLDING_PRIVATE = 1,
 	PANDO_HOLDING_HELD = 2,
-	PANDO_HOLDING_SHARED = 3
+	PANDO_HOLDING_SHARED = 3,
+	PANDO_HOLDING_PUBLISHED = 4 /* has a name: pando/directory.h */
 };
 
 /*

@@ -4,7 +4,9 @@
 #define PANDO_PANDO_H
 
 #include <pando/connect.h>
+#include <pando/directory.h>
 #include <pando/error.h>
+#include <pando/graft.h>
 #include <pando/heap.h>
 #include <pando/rcu.h>
 #include <pando/region.h>

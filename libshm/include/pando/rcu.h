@@ -171,11 +171,25 @@ PANDO_API int pando__read_lock_slow(struct pando_region *r) PANDO_NONNULL(1);
 PANDO_API int pando__read_unlock_slow(struct pando_region *r) PANDO_NONNULL(1);
 PANDO_API void pando__read_wake(const uint64_t *grace, uint64_t section);
 
+static inline struct pando__reading *pando__my_reading(void)
+{
+	struct pando__reading *me = &pando__reading;
+
+#ifdef __SANITIZE_ADDRESS__
+	/*
+	 * With -fsanitize=null gcc asks whether the addition that makes this address has given 0; the
+	 * linker may turn that into an instruction that does not say (lea). Here it is looked at.
+	 */
+	__asm__("" : "+r"(me));
+#endif
+	return me;
+}
+
 static inline PANDO_NONNULL(1) int pando_read_lock(struct pando_region *r)
 {
 	const struct pando__read_gate *gate = __atomic_load_n(
 		&((const struct pando__gates *)(const void *)r)->reading, __ATOMIC_ACQUIRE);
-	struct pando__reading *me = &pando__reading;
+	struct pando__reading *me = pando__my_reading();
 	uint64_t section;
 
 	if (__builtin_expect(me->serial != gate->serial, 0))
@@ -197,7 +211,7 @@ static inline PANDO_NONNULL(1) int pando_read_unlock(struct pando_region *r)
 {
 	const struct pando__read_gate *gate = __atomic_load_n(
 		&((const struct pando__gates *)(const void *)r)->reading, __ATOMIC_ACQUIRE);
-	struct pando__reading *me = &pando__reading;
+	struct pando__reading *me = pando__my_reading();
 	uint64_t section;
 
 	if (__builtin_expect(me->serial != gate->serial, 0))
