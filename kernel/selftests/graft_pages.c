@@ -137,7 +137,7 @@ static char *swapped(size_t size, uint64_t seed)
 /* No page is read to clone it; each process reads its own, later. */
 static void swap_entries(bool move)
 {
-	long in, anon_kb;
+	long in, anon_kb, swap_kb;
 	char *p, *q;
 	int id;
 
@@ -146,9 +146,11 @@ static void swap_entries(bool move)
 	p = swapped(MiB(32), 100);
 	in = vmstat("pswpin");
 	anon_kb = meminfo_kb("AnonPages");
+	swap_kb = meminfo_kb("SwapFree");
 	q = give(&peer, p, MiB(32), move ? PVMMAP_MOVE : 0);
 	CHECK_EQ(vmstat("pswpin"), in);
 	CHECK(meminfo_kb("AnonPages") < anon_kb + 4096, "the memory has been read in");
+	CHECK(meminfo_kb("SwapFree") > swap_kb - 4096, "the memory is on swap twice");
 	CHECK(smaps_kb(peer.pid, q, "Swap") >= (long)(MiB(32) >> 10) * 9 / 10,
 	      "%ld kB of swap in the receiver", smaps_kb(peer.pid, q, "Swap"));
 	CHECK_EQ(peer_differing(&peer, q, MiB(32), 100), 0);
