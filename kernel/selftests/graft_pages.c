@@ -143,25 +143,25 @@ static void swap_entries(bool move)
 
 	start();
 	id = swap_add(MiB(256));
-	p = swapped(MiB(32), 100);
+	p = swapped(MiB(8), 100);
 	in = vmstat("pswpin");
 	anon_kb = meminfo_kb("AnonPages");
 	swap_kb = meminfo_kb("SwapFree");
-	q = give(&peer, p, MiB(32), move ? PVMMAP_MOVE : 0);
+	q = give(&peer, p, MiB(8), move ? PVMMAP_MOVE : 0);
 	CHECK_EQ(vmstat("pswpin"), in);
-	CHECK(meminfo_kb("AnonPages") < anon_kb + 4096, "the memory has been read in");
+	CHECK(meminfo_kb("AnonPages") < anon_kb + 2048, "the memory has been read in");
 	CHECK(meminfo_kb("SwapFree") > swap_kb - 4096, "the memory is on swap twice");
-	CHECK(smaps_kb(peer.pid, q, "Swap") >= (long)(MiB(32) >> 10) * 9 / 10,
+	CHECK(smaps_kb(peer.pid, q, "Swap") >= (long)(MiB(8) >> 10) * 9 / 10,
 	      "%ld kB of swap in the receiver", smaps_kb(peer.pid, q, "Swap"));
-	CHECK_EQ(peer_differing(&peer, q, MiB(32), 100), 0);
-	peer_fill(&peer, q, MiB(32), 500);
+	CHECK_EQ(peer_differing(&peer, q, MiB(8), 100), 0);
+	peer_fill(&peer, q, MiB(8), 500);
 	if (!move) {
-		CHECK_EQ(differing(p, MiB(32), 100), 0);
-		fill(p, MiB(32), 700);
-		CHECK_EQ(peer_differing(&peer, q, MiB(32), 500), 0);
+		CHECK_EQ(differing(p, MiB(8), 100), 0);
+		fill(p, MiB(8), 700);
+		CHECK_EQ(peer_differing(&peer, q, MiB(8), 500), 0);
 	}
-	CHECK_EQ(PEER(&peer, PEER_SYSCALL, SYS_madvise, (long)q, (long)MiB(32), MADV_PAGEOUT), 0);
-	CHECK_EQ(peer_differing(&peer, q, MiB(32), 500), 0);
+	CHECK_EQ(PEER(&peer, PEER_SYSCALL, SYS_madvise, (long)q, (long)MiB(8), MADV_PAGEOUT), 0);
+	CHECK_EQ(peer_differing(&peer, q, MiB(8), 500), 0);
 	peer_end(&peer);
 	swap_remove(id);
 }
@@ -184,15 +184,15 @@ static void swap_off(void)
 
 	start();
 	id = swap_add(MiB(256));
-	p = swapped(MiB(16), 100);
-	q = give(&peer, p, MiB(16), 0);
-	r = give(&peer, p, MiB(16), PVMMAP_MOVE);
+	p = swapped(MiB(8), 100);
+	q = give(&peer, p, MiB(8), 0);
+	r = give(&peer, p, MiB(8), PVMMAP_MOVE);
 	swap_remove(id);
 	CHECK_EQ(smaps_kb(peer.pid, q, "Swap"), 0);
 	CHECK_EQ(smaps_kb(peer.pid, r, "Swap"), 0);
-	peer_fill(&peer, r, MiB(16), 600);
-	CHECK_EQ(peer_differing(&peer, q, MiB(16), 100), 0);
-	CHECK_EQ(peer_differing(&peer, r, MiB(16), 600), 0);
+	peer_fill(&peer, r, MiB(8), 600);
+	CHECK_EQ(peer_differing(&peer, q, MiB(8), 100), 0);
+	CHECK_EQ(peer_differing(&peer, r, MiB(8), 600), 0);
 	peer_end(&peer);
 }
 
