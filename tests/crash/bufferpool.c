@@ -407,6 +407,86 @@ static void test_stopped_is_not_dead(struct harness *h)
 	close_world(&w);
 }
 
+/* What a killed backend had pinned is not pinned any more as soon as it is buried. */
+static void test_pins_of_the_dead(struct harness *h)
+{
+	struct pool_usage u;
+	struct world w;
+	pid_t pid;
+	int status;
+
+	open_world(&w, h, pool_frames_min(BACKENDS));
+	pid = fork();
+	CHECK(pid >= 0);
+	if (pid == 0) {
+		struct pool_client c;
+
+		CHECK_INT(pool_visit(&c, w.pool, w.region, &w.file), 0);
+		CHECK_INT(pool_enter(&c), 0);
+		for (unsigned int i = 0; i < POOL_PINS_USER; i++)
+			CHECK(pool_pin(&c, i, i));
+		raise(SIGSTOP);
+		_exit(1);
+	}
+	CHECK(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status));
+	pool_look(w.pool, &u);
+	CHECK_INT(u.pins, POOL_PINS_USER);
+	CHECK(kill(pid, SIGKILL) == 0);
+	CHECK_INT(harness_join(pid), 256 + SIGKILL);
+	CHECK_INT(pool_bury_all(&w.visitor), 1);
+	pool_look(w.pool, &u);
+	CHECK_INT(u.pins, 0);
+	CHECK_INT(u.owned, 0);
+	CHECK_INT(u.backends, 0);
+	verify(&w);
+	close_world(&w);
+}
+
+/*
+ * A backend that is stopped between finding a frame and pinning it: nobody may use the frame again, whatever
+ * happens to its page meanwhile, until it has gone on.
+ */
+static void test_found_and_not_yet_pinned(struct harness *h)
+{
+	struct world w;
+	pid_t pid, other;
+	int status;
+
+	if (COUNT(bufferpool_points) < 2)
+		harness_skip("built without injection points");
+	open_world(&w, h, pool_frames_min(BACKENDS));
+	pid = fork();
+	CHECK(pid >= 0);
+	if (pid == 0) {
+		const struct page *p;
+		struct pool_client c;
+
+		CHECK_INT(pool_visit(&c, w.pool, w.region, &w.file), 0);
+		CHECK_INT(pool_enter(&c), 0);
+		CHECK(pool_pin(&c, 3, 0));
+		pool_unpin(&c, 0);
+		pando__inject_arm("pool.pin.found=stop");
+		p = pool_pin(&c, 3, 0);
+		CHECK(p && !page_broken(PAGE_OWN, p, 3) && p->version == 0);
+		pool_unpin(&c, 0);
+		pool_leave(&c);
+		_exit(0);
+	}
+	CHECK(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status));
+	other = start(&w, NULL, "", 0);
+	/* It comes to a stand when it has no frames left. Without grace periods it would go on. */
+	for (unsigned int ms = 0; ms < 500 && pool_sum(w.pool, POOL_UPDATES) < 2000; ms++)
+		harness_sleep_ms(1);
+	CHECK(pool_sum(w.pool, POOL_UPDATES) < 2000);
+	CHECK(kill(pid, SIGCONT) == 0);
+	CHECK_INT(harness_join(pid), 0);
+	while (pool_sum(w.pool, POOL_UPDATES) < 2000)
+		harness_sleep_ms(1);
+	stop_all(&w, &other, 1);
+	verify(&w);
+	close_world(&w);
+}
+
 /* As many backends as there are records; the next one is told, and finds room when one has died. */
 static void test_records(struct harness *h)
 {
@@ -448,6 +528,8 @@ int main(int argc, char **argv)
 	static const struct harness_test tests[] = {
 		{"versions", test_versions},
 		{"stopped_is_not_dead", test_stopped_is_not_dead},
+		{"pins_of_the_dead", test_pins_of_the_dead},
+		{"found_and_not_yet_pinned", test_found_and_not_yet_pinned},
 		{"records", test_records},
 		{"every_point", test_every_point, .seconds = 300},
 		{"buried_by_the_dead", test_buried_by_the_dead, .seconds = 120},
