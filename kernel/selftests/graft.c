@@ -126,7 +126,7 @@ static void addresses(void)
  */
 static void replaced(size_t shift, size_t source_shift, size_t len)
 {
-	size_t all = MiB(16), i;
+	size_t all = MiB(16), end = shift + len;
 	char *src = anon_huge(all), *at;
 
 	at = peer_free(&peer, all + MiB(4));
@@ -145,9 +145,12 @@ static void replaced(size_t shift, size_t source_shift, size_t len)
 		 (long)(at + shift));
 	CHECK_EQ(peer_differing(&peer, at + shift, len, 1000 + source_shift / PAGE), 0);
 	CHECK_EQ(peer_differing(&peer, at, shift, 1), 0);
-	for (i = shift + len; i < all; i += PAGE)
-		if (i < MiB(7) || i >= MiB(8))
-			CHECK_EQ(peer_get(&peer, at + i), (long)(1 + i / PAGE));
+	if (end < MiB(7))
+		CHECK_EQ(peer_differing(&peer, at + end, MiB(7) - end, 1 + end / PAGE), 0);
+	if (end < MiB(8))
+		end = MiB(8);
+	if (end < all)
+		CHECK_EQ(peer_differing(&peer, at + end, all - end, 1 + end / PAGE), 0);
 	CHECK_EQ(differing(src, all, 1000), 0);
 	PEER(&peer, PEER_FILL, (long)(at + shift), (long)MiB(1), 4000);
 	CHECK_EQ(differing(src, all, 1000), 0);

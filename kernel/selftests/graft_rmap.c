@@ -329,13 +329,13 @@ static void charged(void)
 static const struct test_case cases[] = {
 	{.name = "a clone", .run = plain, .seconds = 120},
 	{.name = "moved memory", .run = after_move, .seconds = 120},
-	{.name = "a clone in place of something", .run = replaced, .seconds = 120},
+	{.name = "a clone in place of something", .run = replaced, .level = FULL, .seconds = 120},
 	{.name = "twice in one process", .run = twice, .seconds = 120},
-	{.name = "from child to parent and back", .run = child_to_parent, .seconds = 120},
-	{.name = "after mremap of both", .run = after_mremap, .seconds = 120},
-	{.name = "the source has gone", .run = source_gone, .seconds = 120},
-	{.name = "the source has died", .run = peer_gone, .seconds = 120},
-	{.name = "huge pages split afterwards", .run = huge_split, .seconds = 120},
+	{.name = "from child to parent and back", .run = child_to_parent, .level = FULL, .seconds = 120},
+	{.name = "after mremap of both", .run = after_mremap, .level = FULL, .seconds = 120},
+	{.name = "the source has gone", .run = source_gone, .level = FULL, .seconds = 120},
+	{.name = "the source has died", .run = peer_gone, .level = FULL, .seconds = 120},
+	{.name = "huge pages split afterwards", .run = huge_split, .level = FULL, .seconds = 120},
 	{.name = "memory cgroups", .run = charged},
 };
 
