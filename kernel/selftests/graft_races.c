@@ -157,7 +157,7 @@ static void moved_under_writer(void)
 	int round, *count = shared_alloc(PAGE);
 
 	need_graft();
-	for (round = 0; round < 40; round++) {
+	for (round = 0; round < (debug_kernel() ? 20 : 40); round++) {
 		char *p = anon_huge(MiB(4)), *got;
 		pid_t pid = xfork();
 		size_t i;
@@ -247,7 +247,7 @@ static void killed_caller(void)
 	peer = peer_start();
 	at = peer_anon(&peer, MiB(64));
 	peer_fill(&peer, at, MiB(64), 100);
-	for (i = 0; i < 40; i++) {
+	for (i = 0; i < (debug_kernel() ? 20 : 40); i++) {
 		pid_t pid = xfork();
 
 		if (!pid) {

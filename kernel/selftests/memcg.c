@@ -61,19 +61,21 @@ static void charge(void)
 /* With swap there is no need to kill anybody: the group's own pages go out. */
 static void limit_swaps(void)
 {
+	size_t i, size = group() == QUICK ? MiB(24) : MiB(48);
 	int swap = swap_add(MiB(128));
-	size_t i;
+	char limit[24];
 
 	cgroup_make("limit");
-	cgroup_set("limit", "memory.max", "16M");
+	snprintf(limit, sizeof(limit), "%zu", size / 3);
+	cgroup_set("limit", "memory.max", limit);
 	region_create(&r, "limit", GiB(1));
-	JOIN(toucher("limit", 0, MiB(48), true));
+	JOIN(toucher("limit", 0, size, true));
 	diag("oom_kill %ld, current %ld kB", cgroup_event("limit", "memory.events", "oom_kill"),
 	     cgroup_get("limit", "memory.current") >> 10);
 	CHECK_EQ(cgroup_event("limit", "memory.events", "oom_kill"), 0);
-	CHECK(cgroup_get("limit", "memory.current") <= (long)MiB(16), "over the limit");
+	CHECK(cgroup_get("limit", "memory.current") <= (long)(size / 3), "over the limit");
 	cgroup_set("limit", "memory.max", "max");
-	for (i = 0; i < MiB(48); i += PAGE)
+	for (i = 0; i < size; i += PAGE)
 		CHECK_EQ(r.addr[i], 1);
 	region_unlink(&r);
 	region_detach(&r);
@@ -127,7 +129,7 @@ static void victim_with_own_memory(void)
 {
 	int i;
 
-	for (i = 0; i < 6; i++) {
+	for (i = 0; i < (group() == QUICK ? 2 : 6); i++) {
 		int open_flags = i & 1 ? O_RDONLY : O_RDWR;
 		pid_t pid;
 

@@ -129,7 +129,7 @@ static void against_memfd(int n)
 
 static void hundreds(void)
 {
-	against_memfd(debug_kernel() ? 40 : 200);
+	against_memfd(debug_kernel() ? 16 : 200);
 }
 
 static void lift_limits(void)

@@ -170,7 +170,7 @@ static void collapse(void)
 	diag("MADV_HUGEPAGE: %s", err ? strerror(err) : "works");
 	try_write_text("/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs", "0");
 	try_write_text("/sys/kernel/mm/transparent_hugepage/khugepaged/alloc_sleep_millisecs", "0");
-	for (i = 0; i < 20; i++) {
+	for (i = 0; i < (group() == QUICK ? 6 : 20); i++) {
 		same_for_all(0, 0);
 		fill();
 		nap_ms(20);
@@ -205,7 +205,7 @@ static void collapse_under_attachers(void)
 		}
 	}
 	want_huge("always");
-	for (i = 0; i < (debug_kernel() ? 3 : 15); i++) {
+	for (i = 0; i < (debug_kernel() ? 1 : 15); i++) {
 		madvise(r.addr, SIZE, MADV_COLLAPSE);
 		fill();
 		try_write_text("/sys/kernel/debug/split_huge_pages", "1");

@@ -35,7 +35,7 @@ static void compaction(void)
 	region_create(&r, "compact", GiB(1));
 	base = r.addr + MiB(16);
 	pid = pinned_start(p, base);
-	for (i = 0; i < 12; i++) {
+	for (i = 0; i < (debug_kernel() ? 4 : 6); i++) {
 		long before = vmstat("pgmigrate_success");
 
 		write_text("/proc/sys/vm/compact_memory", "1");

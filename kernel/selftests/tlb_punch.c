@@ -172,7 +172,7 @@ static void punched_ranges(const char *name, size_t size, uint64_t rounds)
 /* In several tables. */
 static void punched_large(void)
 {
-	punched_ranges("large", MiB(8), 10);
+	punched_ranges("large", MiB(8), debug_kernel() ? 4 : 10);
 }
 
 /* So few that a kernel would rather flush one by one than everything. */

@@ -34,7 +34,7 @@ static void by_pageout(void)
 static void by_reclaim(void)
 {
 	struct pinned *p = shared_alloc(sizeof(*p));
-	int i, swap = swap_add(MiB(128)), rounds = debug_kernel() ? 30 : 60;
+	int i, swap = swap_add(MiB(128)), rounds = debug_kernel() ? 10 : 60;
 	long out = vmstat("pswpout");
 	char *base;
 	pid_t pid, ro;
