@@ -724,7 +724,6 @@ static void abandon_grace(const char *once)
 		daemon_nap(0.02);
 	}
 }
-#endif
 
 /* Where a client that is started is to die: only there the broker finds half of a change. */
 static const char *any_point(void)
@@ -736,6 +735,7 @@ static const char *any_point(void)
 		 (unsigned int)(n >> 32) % 50 + 1);
 	return inject;
 }
+#endif
 
 /* The broker is killed at each of its points, while its clients are. */
 static void broker_points(void)
