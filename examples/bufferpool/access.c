@@ -115,8 +115,10 @@ static bool replace(struct pool_client *c, struct pool_frame *fresh)
 	pando_read_lock(c->region);
 	done = table_replace(old, fresh);
 	PANDO_INJECT("pool.update.replaced");
-	if (done)
+	if (done) {
 		table_unlink(c->pool, fresh->page); /* the old one; chains stay short */
+		pool_gather(c, old);
+	}
 	pando_read_unlock(c->region);
 	if (done) {
 		publish(fresh);
@@ -133,7 +135,7 @@ int pool_update(struct pool_client *c, uint64_t page, pool_change_fn change, voi
 	if (c->pool->format != PAGE_OWN)
 		return file_fail(EROFS, "%s can be read only", c->file->path);
 	for (;;) {
-		struct pool_frame *fresh = pool_take(c), *old;
+		struct pool_frame *fresh = pool_take(c);
 		bool done;
 
 		if (!fresh)
@@ -142,12 +144,11 @@ int pool_update(struct pool_client *c, uint64_t page, pool_change_fn change, voi
 			pool_put_back(c, fresh);
 			return -EIO;
 		}
-		old = &c->pool->frame[c->record->pin[POOL_PIN_UPDATE] - 1];
 		prepare(c, fresh, page, change, arg);
 		done = replace(c, fresh);
 		pool_unpin(c, POOL_PIN_UPDATE);
 		if (done) {
-			pool_collect(c, old);
+			pool_collect(c);
 			return 0;
 		}
 		pool_put_back(c, fresh);

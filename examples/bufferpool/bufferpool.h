@@ -226,8 +226,10 @@ const void *pool_load(struct pool_client *c, uint64_t page, unsigned int hold);
 struct pool_frame *pool_take(struct pool_client *c);
 /* Gives an unused one back to the client's own. */
 void pool_put_back(struct pool_client *c, struct pool_frame *f);
-/* A frame that the client has just removed from the table, or knows to be removed. */
-void pool_collect(struct pool_client *c, struct pool_frame *f);
+/* Claims a frame that is removed from the table. Called in the read section in which it was not yet. */
+void pool_gather(struct pool_client *c, struct pool_frame *f);
+/* Makes what was gathered ready if it is worth a grace period. */
+void pool_collect(struct pool_client *c);
 /* Writes page's frame back if there is a dirty one. */
 int pool_clean(struct pool_client *c, uint64_t page);
 

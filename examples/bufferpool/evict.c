@@ -11,7 +11,9 @@
  *
  * The word of a frame is read inside of a read section before the frame is removed, and that is what makes it
  * safe to remove: a frame that is COMMON within the section cannot be used again before its end, since a claim, and
- * a grace period after that, come before. So it is the same page, and if it was seen clean it is clean.
+ * a grace period after that, come before. So it is the same page, and if it was seen clean it is clean. For the
+ * same reason it is claimed before the section ends: a claim that comes later may take the frame in its next life, when
+ * it is linked and has a page that is not on disk.
  *
  * While a frame is only removed, it may be taken from the table of a page that somebody has pinned; that is
  * allowed (the pinned version is read by its owner to the end, others read the page from the file again), but
@@ -146,7 +148,7 @@ static bool collect(struct pool_client *c)
 	return true;
 }
 
-static void gather(struct pool_client *c, struct pool_frame *f)
+void pool_gather(struct pool_client *c, struct pool_frame *f)
 {
 	PANDO_INJECT("pool.evict.removed");
 	if (c->removed == POOL_OWN || !claim(c, f, POOL_COMMON))
@@ -155,9 +157,8 @@ static void gather(struct pool_client *c, struct pool_frame *f)
 	c->removed_list[c->removed++] = pool_number(c->pool, f);
 }
 
-void pool_collect(struct pool_client *c, struct pool_frame *f)
+void pool_collect(struct pool_client *c)
 {
-	gather(c, f);
 	if (c->removed >= c->pool->batch)
 		(void)collect(c);
 }
@@ -170,8 +171,10 @@ void pool_put_back(struct pool_client *c, struct pool_frame *f)
 /* --- the clock --- */
 
 /*
- * Removes f if that is allowed now. True: it is removed, and to be collected. *dirty: it is a page that has to
+ * Removes and gathers f if that is allowed now. True: it is removed. *dirty: it is a page that has to
  * be written first.
+ *
+ * It is claimed in the section in which it was found: after that it may be anybody's, and another page.
  */
 static bool try_remove(struct pool_client *c, struct pool_frame *f, bool *dirty, uint64_t *page)
 {
@@ -188,6 +191,8 @@ static bool try_remove(struct pool_client *c, struct pool_frame *f, bool *dirty,
 			*dirty = true;
 		else
 			removed = table_remove(f);
+		if (removed)
+			pool_gather(c, f);
 	}
 	pando_read_unlock(c->region);
 	return removed;
@@ -213,14 +218,11 @@ static void visit(struct pool_client *c, struct pool_frame *f)
 		pando__store_relaxed(&f->usage, usage - 1);
 		return;
 	}
-	if (!try_remove(c, f, &dirty, &page)) {
-		if (!dirty)
-			return;
-		c->write_error = pool_clean(c, page);
-		if (c->write_error < 0 || !try_remove(c, f, &dirty, &page))
-			return;
-	}
-	gather(c, f);
+	if (try_remove(c, f, &dirty, &page) || !dirty)
+		return;
+	c->write_error = pool_clean(c, page);
+	if (c->write_error == 0)
+		(void)try_remove(c, f, &dirty, &page);
 }
 
 /* Goes round until some frames have been gathered; at most so often that every page lost all its lives. */

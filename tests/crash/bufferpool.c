@@ -17,6 +17,7 @@
 #define PAGES 400u
 #define BACKENDS 4u
 #define RECORDS 16u
+#define ENOUGH 1000u /* updates: more than all frames, a few times over */
 #define COUNT(a) (sizeof(a) / sizeof((a)[0]))
 
 struct world {
@@ -442,13 +443,38 @@ static void test_pins_of_the_dead(struct harness *h)
 	close_world(&w);
 }
 
-/*
- * A backend that is stopped between finding a frame and pinning it: nobody may use the frame again, whatever
- * happens to its page meanwhile, until it has gone on.
- */
-static void test_found_and_not_yet_pinned(struct harness *h)
+static void pin_again(struct pool_client *c)
 {
+	const struct page *p = pool_pin(c, 3, 0);
+
+	CHECK(p && !page_broken(PAGE_OWN, p, 3) && p->version == 0);
+	pool_unpin(c, 0);
+}
+
+static void pin_all(struct pool_client *c)
+{
+	for (uint64_t i = 0; i < PAGES; i++) {
+		CHECK(pool_pin(c, i, 0));
+		pool_unpin(c, 0);
+	}
+}
+
+static void update_all(struct pool_client *c)
+{
+	for (uint64_t i = 0; i < PAGES; i++)
+		CHECK_INT(pool_update(c, i, change, NULL), 0);
+}
+
+/*
+ * A backend is stopped where it relies on the frame that it looks at being the one that it was: nobody may use
+ * the frame again, whatever happens to its page meanwhile, until it has gone on.
+ */
+static void stopped_in_section(struct harness *h, const char *inject,
+			       void (*run)(struct pool_client *c))
+{
+	uint64_t updates = 0;
 	struct world w;
+	unsigned int ms;
 	pid_t pid, other;
 	int status;
 
@@ -458,33 +484,49 @@ static void test_found_and_not_yet_pinned(struct harness *h)
 	pid = fork();
 	CHECK(pid >= 0);
 	if (pid == 0) {
-		const struct page *p;
 		struct pool_client c;
 
 		CHECK_INT(pool_visit(&c, w.pool, w.region, &w.file), 0);
 		CHECK_INT(pool_enter(&c), 0);
 		CHECK(pool_pin(&c, 3, 0));
 		pool_unpin(&c, 0);
-		pando__inject_arm("pool.pin.found=stop");
-		p = pool_pin(&c, 3, 0);
-		CHECK(p && !page_broken(PAGE_OWN, p, 3) && p->version == 0);
-		pool_unpin(&c, 0);
+		pando__inject_arm(inject);
+		run(&c);
 		pool_leave(&c);
 		_exit(0);
 	}
 	CHECK(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status));
 	other = start(&w, NULL, "", 0);
-	/* It comes to a stand when it has no frames left. Without grace periods it would go on. */
-	for (unsigned int ms = 0; ms < 500 && pool_sum(w.pool, POOL_UPDATES) < 2000; ms++)
+	/* It comes to a stand when it has no frames left, or else goes on and on. */
+	for (ms = 0; ms < 300; ms++) {
+		if (pool_sum(w.pool, POOL_UPDATES) != updates)
+			ms = 0;
+		updates = pool_sum(w.pool, POOL_UPDATES);
+		CHECK(updates < ENOUGH);
 		harness_sleep_ms(1);
-	CHECK(pool_sum(w.pool, POOL_UPDATES) < 2000);
+	}
 	CHECK(kill(pid, SIGCONT) == 0);
 	CHECK_INT(harness_join(pid), 0);
-	while (pool_sum(w.pool, POOL_UPDATES) < 2000)
+	while (pool_sum(w.pool, POOL_UPDATES) < ENOUGH)
 		harness_sleep_ms(1);
 	stop_all(&w, &other, 1);
 	verify(&w);
 	close_world(&w);
+}
+
+static void test_found_and_not_yet_pinned(struct harness *h)
+{
+	stopped_in_section(h, "pool.pin.found=stop", pin_again);
+}
+
+static void test_removed_and_not_yet_claimed(struct harness *h)
+{
+	stopped_in_section(h, "pool.evict.removed=stop", pin_all);
+}
+
+static void test_replaced_and_not_yet_claimed(struct harness *h)
+{
+	stopped_in_section(h, "pool.evict.removed=stop", update_all);
 }
 
 /* As many backends as there are records; the next one is told, and finds room when one has died. */
@@ -530,6 +572,8 @@ int main(int argc, char **argv)
 		{"stopped_is_not_dead", test_stopped_is_not_dead},
 		{"pins_of_the_dead", test_pins_of_the_dead},
 		{"found_and_not_yet_pinned", test_found_and_not_yet_pinned},
+		{"removed_and_not_yet_claimed", test_removed_and_not_yet_claimed},
+		{"replaced_and_not_yet_claimed", test_replaced_and_not_yet_claimed},
 		{"records", test_records},
 		{"every_point", test_every_point, .seconds = 300},
 		{"buried_by_the_dead", test_buried_by_the_dead, .seconds = 120},

@@ -104,6 +104,7 @@ static void run(void)
 	const size_t size = pool_size(frames, RECORDS);
 	pthread_t thread[THREADS];
 	struct pool_client c;
+	uint64_t sum;
 
 	pool = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
 	if (pool == MAP_FAILED)
@@ -121,8 +122,12 @@ static void run(void)
 	if (pool_visit(&c, pool, &regions[0], &file) < 0 || pool_validate(&c) < 0)
 		fail("the pool is not sound");
 	pool_leave(&c);
-	if (versions() != pool_sum(pool, POOL_UPDATES))
+	sum = versions();
+	if (sum != pool_sum(pool, POOL_UPDATES)) {
+		fprintf(stderr, "bufferpool-threads: versions %llu, updates %llu\n",
+			(unsigned long long)sum, (unsigned long long)pool_sum(pool, POOL_UPDATES));
 		fail("the versions do not add up");
+	}
 	printf("bufferpool-threads: %llu updates, %llu reads, %llu collected, %llu conflicts\n",
 	       (unsigned long long)pool_sum(pool, POOL_UPDATES),
 	       (unsigned long long)pool_sum(pool, POOL_READS),
