@@ -15,7 +15,8 @@
  * It ends early, with all that belongs to an end, once FILE exists. tests/crash/campaign runs it for
  * hours, in parts. The last line but the runner's is a JSON object for that.
  *
- * "Waited" is time in an operation in which a thread neither ran nor waited for a processor.
+ * "Waited" is time in an operation in which a thread neither ran nor waited for a processor; in a process
+ * with threads, not while one of them was in fork(): that is told apart, and not judged.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -74,7 +75,7 @@ static char once[64];
 
 static struct {
 	unsigned int kills, broker_kills, injected, rounds, exits;
-	uint64_t operations, waited_ns_max, slow_ns_max, late_ns_max;
+	uint64_t operations, waited_ns_max, forked_ns_max, slow_ns_max, late_ns_max;
 	char slowest[24];
 	double reaped_max;
 	uint64_t objects_max, bytes_max;
@@ -484,6 +485,8 @@ static void add_worker(const struct worker_book *b)
 			sum.waited_ns_max = k->waited_ns_max;
 			memcpy(sum.slowest, k->slowest, sizeof(sum.slowest));
 		}
+		if (k->forked_ns_max > sum.forked_ns_max)
+			sum.forked_ns_max = k->forked_ns_max;
 	}
 }
 
@@ -670,6 +673,9 @@ static void report(void)
 	       "reaped %.1f ms; out of memory %" PRIu64 " times\n",
 	       (double)sum.slow_ns_max / 1e6, (double)sum.waited_ns_max / 1e6, sum.slowest,
 	       sum.reaped_max * 1e3, shadow->out_of_memory);
+	if (sum.forked_ns_max)
+		printf("  while a thread of the same process was in fork(): waited %.1f ms\n",
+		       (double)sum.forked_ns_max / 1e6);
 	printf("  the broker's own measure of reaping (since its last restart, epoch %" PRIu64
 	       "): %.3f ms (max)\n",
 	       info.epoch, (double)info.heap_reap_ns_max / 1e6);
@@ -682,14 +688,15 @@ static void report_json(double seconds)
 	       "\"kills\": %u, \"injected\": %u, \"broker_kills\": %u, \"ends\": %u, "
 	       "\"forks\": %" PRIu64 ", \"rounds\": %u, \"operations\": %" PRIu64
 	       ", \"out_of_memory\": %" PRIu64 ", \"objects_max\": %" PRIu64
-	       ", \"bytes_max\": %" PRIu64 ", \"slow_ms\": %.1f, \"waited_ms\": %.1f, "
+	       ", \"bytes_max\": %" PRIu64
+	       ", \"slow_ms\": %.1f, \"waited_ms\": %.1f, \"forked_ms\": %.1f, "
 	       "\"late_ms\": %.1f, \"idle\": %s, \"reaped_ms\": %.1f, \"seconds\": %.1f}\n",
 	       pando_backend_name(option.backend), option.workers, option.threads, sum.kills,
 	       sum.injected, sum.broker_kills, sum.exits, shadow->children_born, sum.rounds,
 	       sum.operations, shadow->out_of_memory, sum.objects_max, sum.bytes_max,
 	       (double)sum.slow_ns_max / 1e6, (double)sum.waited_ns_max / 1e6,
-	       (double)sum.late_ns_max / 1e6, sum.late_ns_max <= LATE_NS ? "true" : "false",
-	       sum.reaped_max * 1e3, seconds);
+	       (double)sum.forked_ns_max / 1e6, (double)sum.late_ns_max / 1e6,
+	       sum.late_ns_max <= LATE_NS ? "true" : "false", sum.reaped_max * 1e3, seconds);
 }
 
 static void judge_waiting(void)

@@ -54,6 +54,7 @@ struct thread_book {
 	uint32_t frozen; /* the freeze that it has seen */
 	uint32_t reserved;
 	uint64_t operations, waited_ns_max, slow_ns_max;
+	uint64_t forked_ns_max; /* as waited, while a thread of the same process was in fork() */
 	char slowest[24];
 };
 

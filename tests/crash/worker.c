@@ -32,12 +32,15 @@ struct worker_thread {
 	uint64_t random;
 	int schedstat; /* its own, open: how long it has waited for a processor; -1: not there */
 	bool child; /* of a fork: keeps no books */
-	uint64_t busy[THREADS_MAX]; /* busy_ns() of all threads when its last operation began */
+	/* When its last operation began: busy_ns() of all threads, and forks(). */
+	uint64_t busy[THREADS_MAX];
+	uint64_t forks;
 };
 
 static struct pando *connection;
 static struct pando_region *region;
 static char *base;
+static uint64_t fork_calls; /* of this process, begun and ended ones: odd within one. By thread 0 */
 
 static void die(const char *what)
 {
@@ -349,7 +352,9 @@ static void do_fork(struct worker_thread *t)
 
 	if (t->child || rnd(t) % 300 != 0)
 		return;
+	(void)pando__add_relaxed(&fork_calls, 1);
 	pid = fork();
+	(void)pando__add_relaxed(&fork_calls, 1);
 	if (pid < 0)
 		die("fork");
 	if (pid > 0) {
@@ -382,6 +387,7 @@ static void do_fork(struct worker_thread *t)
 /* Takes the measure of all threads before an operation. */
 static void note_busy(struct worker_thread *t)
 {
+	t->forks = pando__load_relaxed(&fork_calls);
 	for (unsigned int i = 0; i < shadow->threads; i++)
 		t->busy[i] = busy_ns(t - t->number + i);
 }
@@ -399,6 +405,16 @@ static uint64_t waited_ns(struct worker_thread *t, uint64_t took)
 	return took > busy ? took - busy : 0;
 }
 
+/*
+ * Whether a thread of this process was in fork() during the operation. It holds the kernel's lock of the
+ * address space, where others' page faults wait, and the heap's locks, which its child needs free: for
+ * as long as the kernel copies, which itself waits for the locks of files that others map.
+ */
+static bool in_fork(const struct worker_thread *t)
+{
+	return t->forks % 2 || pando__load_relaxed(&fork_calls) != t->forks;
+}
+
 static void operation(struct worker_thread *t)
 {
 	static void (*const what[])(struct worker_thread *) = {
@@ -408,7 +424,7 @@ static void operation(struct worker_thread *t)
 		do_share_held,	do_lend,     do_lend,	  do_lend,	do_free_lent,
 	};
 	const unsigned int pick = (unsigned int)(rnd(t) % (sizeof(what) / sizeof(what[0])));
-	uint64_t begin, took, idle;
+	uint64_t begin, took, idle, *max;
 
 	note_busy(t);
 	begin = now_ns();
@@ -418,9 +434,12 @@ static void operation(struct worker_thread *t)
 		t->book->slow_ns_max = took;
 	if (took > 20000000u) {
 		idle = waited_ns(t, took);
-		if (idle > t->book->waited_ns_max) {
-			t->book->waited_ns_max = idle;
-			snprintf(t->book->slowest, sizeof(t->book->slowest), "operation %u", pick);
+		max = in_fork(t) ? &t->book->forked_ns_max : &t->book->waited_ns_max;
+		if (idle > *max) {
+			*max = idle;
+			if (max == &t->book->waited_ns_max)
+				snprintf(t->book->slowest, sizeof(t->book->slowest), "operation %u",
+					 pick);
 		}
 	}
 	t->book->operations++;
