@@ -8,7 +8,7 @@
  */
 #include "graft.h"
 
-#define SIZE MiB(4)
+#define SIZE MiB(2)
 #define PAGES (SIZE / PAGE)
 
 static struct peer peer;

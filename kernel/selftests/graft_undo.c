@@ -13,39 +13,13 @@
 static struct peer peer;
 static char *src, *dst;
 
-/* Open all the time: opening it allocates memory. */
-static int fail_nth = -1;
-
-static void arm(int n)
-{
-	char text[16];
-	int length = snprintf(text, sizeof(text), "%d", n);
-
-	CHECK_EQ(pwrite(fail_nth, text, (size_t)length, 0), length);
-}
-
-/* True if the n-th allocation was reached, so that a later one may be tried. */
-static bool disarm(void)
-{
-	char text[16] = "";
-
-	CHECK(pread(fail_nth, text, sizeof(text) - 1, 0) > 0, "fail-nth: %s", strerror(errno));
-	arm(0);
-	return atoi(text) == 0;
-}
+static int fail_nth;
 
 static void prepare(void)
 {
 	need_graft();
-	fail_nth = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
-	if (fail_nth < 0)
-		skip("no fault injection in this kernel");
-	try_write_text("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
-	try_write_text("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
-	try_write_text("/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N");
-	try_write_text("/sys/kernel/debug/fail_page_alloc/min-order", "0");
-	try_write_text("/sys/kernel/debug/failslab/verbose", "0");
-	try_write_text("/sys/kernel/debug/fail_page_alloc/verbose", "0");
+	need_fail_nth();
+	fail_nth = fail_nth_open();
 	peer = peer_start();
 }
 
@@ -82,9 +56,9 @@ static void each(size_t from, size_t to, unsigned long flags)
 	prepare();
 	build();
 	for (n = 1; n < MOST; n++) {
-		arm(n);
+		fail_nth_arm(fail_nth, n);
 		ret = graft(-peer.pid, src + from, SIZE, dst + to, flags);
-		reached = disarm();
+		reached = fail_nth_disarm(fail_nth);
 		if (ret != -1) {
 			if (!reached)
 				break;

@@ -219,4 +219,15 @@ void system_restore(void);
 /* Pages out [p, p + size) of this process; returns how many pages went. */
 long page_out(void *p, size_t size);
 
+/* ---- failing allocations -------------------------------------------------- */
+
+/* Makes every kind of allocation one that can fail; skips without fault injection. */
+void need_fail_nth(void);
+/* A descriptor for this thread. Opened before it is armed: opening it allocates memory. */
+int fail_nth_open(void);
+/* The n-th allocation of this thread from now on fails; 0: none. */
+void fail_nth_arm(int fd, int n);
+/* None fails any more. True if the n-th was reached, so that a later one may be tried. */
+bool fail_nth_disarm(int fd);
+
 #endif

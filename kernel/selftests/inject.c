@@ -9,42 +9,7 @@
 
 #define MOST 400
 
-static void arm(int n)
-{
-	char text[16];
-	int fd = open("/proc/thread-self/fail-nth", O_WRONLY | O_CLOEXEC);
-
-	if (fd < 0)
-		_exit(1);
-	snprintf(text, sizeof(text), "%d", n);
-	if (write(fd, text, strlen(text)) < 0)
-		_exit(1);
-	close(fd);
-}
-
-/* True if the n-th allocation was reached, so that a later one may be tried. */
-static bool disarm(void)
-{
-	char text[16] = "";
-	int fd = open("/proc/thread-self/fail-nth", O_RDWR | O_CLOEXEC);
-	ssize_t n = read(fd, text, sizeof(text) - 1);
-
-	close(fd);
-	return n > 0 && atoi(text) == 0;
-}
-
-static void prepare(void)
-{
-	if (!has_path("/proc/thread-self/fail-nth"))
-		skip("no fault injection in this kernel");
-	try_write_text("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
-	try_write_text("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
-	try_write_text("/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N");
-	try_write_text("/sys/kernel/debug/fail_page_alloc/min-order", "0");
-	try_write_text("/sys/kernel/debug/failslab/verbose", "0");
-	try_write_text("/sys/kernel/debug/fail_page_alloc/verbose", "0");
-}
-
+static int fail_nth; /* of the child that the allocation fails in */
 static struct region r;
 
 static int creating(int n)
@@ -54,11 +19,11 @@ static int creating(int n)
 	int fd;
 
 	region_path(path, sizeof(path), "inject");
-	arm(n);
+	fail_nth_arm(fail_nth, n);
 	fd = open(path, O_RDWR | O_CREAT | O_EXCL, 0600);
 	if (fd >= 0 && mmap(at, GiB(1), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED_NOREPLACE, fd, 0) == at)
 		try_write(at, 1);
-	reached = disarm();
+	reached = fail_nth_disarm(fail_nth);
 	_exit(reached ? 10 : 11);
 }
 
@@ -68,13 +33,13 @@ static int attaching(int n)
 	bool reached;
 
 	CHECK_OK(munmap(r.addr, r.size));
-	arm(n);
+	fail_nth_arm(fail_nth, n);
 	p = mmap(r.addr, r.size, PROT_READ, MAP_SHARED | MAP_FIXED_NOREPLACE, r.fd, 0);
 	if (p == r.addr) {
 		try_read(r.addr);
 		try_read(r.addr + GiB(1));
 	}
-	reached = disarm();
+	reached = fail_nth_disarm(fail_nth);
 	if (p == r.addr)
 		CHECK_EQ(r.addr[0], 'x');
 	_exit(reached ? 10 : 11);
@@ -84,10 +49,10 @@ static int faulting(int n)
 {
 	bool reached;
 
-	arm(n);
+	fail_nth_arm(fail_nth, n);
 	try_write(r.addr + MiB(2) * (size_t)n, 1);
 	try_read(r.addr + GiB(1) + MiB(2) * (size_t)n);
-	reached = disarm();
+	reached = fail_nth_disarm(fail_nth);
 	CHECK_EQ(try_write(r.addr + MiB(2) * (size_t)n, 1), 0);
 	CHECK_EQ(r.addr[0], 'x');
 	_exit(reached ? 10 : 11);
@@ -98,13 +63,13 @@ static int forking(int n)
 	bool reached;
 	pid_t pid;
 
-	arm(n);
+	fail_nth_arm(fail_nth, n);
 	pid = fork();
 	if (!pid) {
 		try_read(r.addr);
 		_exit(0);
 	}
-	reached = disarm();
+	reached = fail_nth_disarm(fail_nth);
 	if (pid > 0)
 		waitpid(pid, NULL, 0);
 	CHECK_EQ(r.addr[0], 'x');
@@ -116,15 +81,17 @@ static void each(int (*what)(int n), int step)
 	int n, status, died = 0;
 	char path[256];
 
-	prepare();
+	need_fail_nth();
 	region_create(&r, "whole", GiB(2));
 	r.addr[0] = 'x';
 	region_path(path, sizeof(path), "inject");
 	for (n = 1; n < MOST; n += step) {
 		pid_t pid = xfork();
 
-		if (!pid)
+		if (!pid) {
+			fail_nth = fail_nth_open();
 			_exit(what(n));
+		}
 		status = wait_status(pid);
 		unlink(path);
 		if (status == 11)

@@ -163,7 +163,7 @@ static double compare(const char *what, struct region *r, struct region *m, size
 	double ratio;
 	int i;
 
-	for (i = 0; i < 8; i++) {
+	for (i = 0; i < 5; i++) {
 		keep_best(&ours, r, size, write);
 		keep_best(&theirs, m, size, write);
 	}

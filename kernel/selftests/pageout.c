@@ -11,7 +11,7 @@ static size_t size_here(void)
 	return debug_kernel() ? MiB(16) : MiB(256);
 }
 
-#define ROUNDS (debug_kernel() ? 1 : 5)
+#define ROUNDS (debug_kernel() ? 1 : 3)
 #define PIECES 16
 
 /*

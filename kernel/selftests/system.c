@@ -449,3 +449,41 @@ void system_restore(void)
 		try_write_text(path, "1");
 	}
 }
+
+/* ---- failing allocations -------------------------------------------------- */
+
+#define FAIL_NTH "/proc/thread-self/fail-nth"
+
+void need_fail_nth(void)
+{
+	if (!has_path(FAIL_NTH))
+		skip("no fault injection in this kernel");
+	try_write_text("/sys/kernel/debug/failslab/ignore-gfp-wait", "N");
+	try_write_text("/sys/kernel/debug/fail_page_alloc/ignore-gfp-wait", "N");
+	try_write_text("/sys/kernel/debug/fail_page_alloc/ignore-gfp-highmem", "N");
+	try_write_text("/sys/kernel/debug/fail_page_alloc/min-order", "0");
+	try_write_text("/sys/kernel/debug/failslab/verbose", "0");
+	try_write_text("/sys/kernel/debug/fail_page_alloc/verbose", "0");
+}
+
+int fail_nth_open(void)
+{
+	return (int)CHECK_OK(open(FAIL_NTH, O_RDWR | O_CLOEXEC));
+}
+
+void fail_nth_arm(int fd, int n)
+{
+	char text[16];
+	int length = snprintf(text, sizeof(text), "%d", n);
+
+	CHECK_EQ(pwrite(fd, text, (size_t)length, 0), length);
+}
+
+bool fail_nth_disarm(int fd)
+{
+	char text[16] = "";
+
+	CHECK(pread(fd, text, sizeof(text) - 1, 0) > 0, "fail-nth: %s", strerror(errno));
+	fail_nth_arm(fd, 0);
+	return atoi(text) == 0;
+}
