@@ -226,7 +226,10 @@ const void *pool_load(struct pool_client *c, uint64_t page, unsigned int hold);
 struct pool_frame *pool_take(struct pool_client *c);
 /* Gives an unused one back to the client's own. */
 void pool_put_back(struct pool_client *c, struct pool_frame *f);
-/* Claims a frame that is removed from the table. Called in the read section in which it was not yet. */
+/*
+ * Claims a frame that is removed from the table. Called in a read section in which it was seen COMMON, or not yet
+ * removed. A process that is killed after the claim leaves it OWNED and removed: bury.c, step 3.
+ */
 void pool_gather(struct pool_client *c, struct pool_frame *f);
 /* Makes what was gathered ready if it is worth a grace period. */
 void pool_collect(struct pool_client *c);

@@ -321,6 +321,7 @@ static void leave_it_to_the_broker(void)
 	struct pando_broker_info info;
 
 	do {
+		daemon_nap(0.001);
 		CHECK(pando_directory_stat(region, &st) == 0);
 	} while (st.locked && daemon_now() < end);
 	CHECK_EQ(st.locked, 0);

@@ -758,8 +758,8 @@ static void *forker(void *stop_flag)
 
 static void forked_while_others_allocate(void **state)
 {
-	const time_t enough =
-		time(NULL) + 5; /* Valgrind's one processor is seldom the forking thread's */
+	/* Valgrind's one processor is seldom the forking thread's. */
+	const time_t enough = time(NULL) + 5;
 	int over = 0;
 	pthread_t t[2];
 
