@@ -55,6 +55,7 @@ struct thread_book {
 	uint32_t reserved;
 	uint64_t operations, waited_ns_max, slow_ns_max;
 	uint64_t forked_ns_max; /* as waited, while a thread of the same process was in fork() */
+	uint64_t delayed_ns_max; /* in one operation, waiting for a processor */
 	char slowest[24];
 };
 
@@ -76,6 +77,7 @@ struct shadow {
 	char address[108];
 	uint64_t base;
 	uint32_t workers, threads;
+	uint32_t pace_us; /* sleep that long after an operation, on average; 0: not at all */
 	uint32_t round;
 	uint32_t freeze; /* odd: everybody stops between two operations */
 	uint32_t finish; /* free everything and exit */

@@ -34,7 +34,7 @@ struct worker_thread {
 	bool child; /* of a fork: keeps no books */
 	/* When its last operation began: busy_ns() of all threads, and forks(). */
 	uint64_t busy[THREADS_MAX];
-	uint64_t forks;
+	uint64_t forks, delayed; /* delayed: how long it had waited for a processor */
 };
 
 static struct pando *connection;
@@ -75,8 +75,8 @@ static uint64_t now_ns(void)
 	return (uint64_t)ts.tv_sec * 1000000000u + (uint64_t)ts.tv_nsec;
 }
 
-/* Nanoseconds that the thread behind a schedstat has run, or waited to run. */
-static uint64_t busy_ns(const struct worker_thread *t)
+/* Nanoseconds that the thread behind a schedstat has run, or waited to run; and the latter alone. */
+static uint64_t busy_ns(const struct worker_thread *t, uint64_t *delayed)
 {
 	unsigned long long ran = 0, waited = 0;
 	char text[96];
@@ -84,6 +84,8 @@ static uint64_t busy_ns(const struct worker_thread *t)
 
 	text[n > 0 ? n : 0] = '\0';
 	(void)sscanf(text, "%llu %llu", &ran, &waited);
+	if (delayed)
+		*delayed = waited;
 	return ran + waited;
 }
 
@@ -389,19 +391,22 @@ static void note_busy(struct worker_thread *t)
 {
 	t->forks = pando__load_relaxed(&fork_calls);
 	for (unsigned int i = 0; i < shadow->threads; i++)
-		t->busy[i] = busy_ns(t - t->number + i);
+		t->busy[i] = busy_ns(t - t->number + i, i == t->number ? &t->delayed : NULL);
 }
 
 /*
  * Of the time that an operation took, that in which the whole process neither ran nor waited for a
  * processor: a thread may wait for a lock of its own process, whose holder waits for a processor.
+ * How long this thread waited for one goes into the books, too.
  */
 static uint64_t waited_ns(struct worker_thread *t, uint64_t took)
 {
-	uint64_t busy = 0;
+	uint64_t busy = 0, delayed = t->delayed;
 
 	for (unsigned int i = 0; i < shadow->threads; i++)
-		busy += busy_ns(t - t->number + i) - t->busy[i];
+		busy += busy_ns(t - t->number + i, i == t->number ? &delayed : NULL) - t->busy[i];
+	if (delayed - t->delayed > t->book->delayed_ns_max)
+		t->book->delayed_ns_max = delayed - t->delayed;
 	return took > busy ? took - busy : 0;
 }
 
@@ -463,6 +468,8 @@ static void *thread_main(void *arg)
 			continue;
 		}
 		operation(t);
+		if (shadow->pace_us)
+			usleep((useconds_t)(rnd(t) % (2 * shadow->pace_us)));
 		if (t->number == 0)
 			do_fork(t);
 		/* Some end on their own, in an orderly way or not. */
