@@ -22,8 +22,8 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
-#include <time.h>
 
+#include "bench.h"
 #include "bufferpool.h"
 
 #define PAGES 8192u
@@ -60,14 +60,6 @@ static struct shared {
 static struct file file;
 static struct pando_region *region;
 static volatile uint64_t sink;
-
-static uint64_t cpu_ns(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &t);
-	return (uint64_t)t.tv_sec * 1000000000 + (uint64_t)t.tv_nsec;
-}
 
 static inline uint64_t next_page(uint64_t *state, uint64_t set)
 {
@@ -161,7 +153,7 @@ static uint64_t use_pread(uint64_t set, uint64_t state, unsigned int n)
 static double measure(struct pool_client *c, enum kind kind, uint64_t set, uint64_t seed)
 {
 	const unsigned int n = accesses[kind];
-	uint64_t begin = cpu_ns();
+	uint64_t begin = processor_ns();
 
 	switch (kind) {
 	case POOL:
@@ -176,7 +168,7 @@ static double measure(struct pool_client *c, enum kind kind, uint64_t set, uint6
 	default:
 		sink = use_pread(set, seed, n);
 	}
-	return (double)(cpu_ns() - begin) / n;
+	return (double)(processor_ns() - begin) / n;
 }
 
 /* One process of several: all kinds, turn by turn, together with the others. */

@@ -18,7 +18,6 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
-#include <time.h>
 
 #include <pando/pando.h>
 
@@ -120,31 +119,18 @@ struct board {
 static pid_t start_writer(struct board *b)
 {
 	const pid_t pid = fork();
-	uint64_t next = harness_now_ns();
+	uint64_t next = 0;
 
 	if (pid != 0)
 		return pid;
 	while (!b->stop) {
-		const uint64_t now = harness_now_ns();
-
 		if (b->on) {
 			publish(names[b->replaced % WRITER_NAMES], 1);
 			b->replaced++;
 		}
-		/* One each millisecond; what it missed while others had the processor, it makes up for. */
-		next = now > next + 20000000 ? now : next + 1000000;
-		if (next > now)
-			nanosleep(&(struct timespec){.tv_nsec = (long)(next - now)}, NULL);
+		await_turn(&next);
 	}
 	_exit(0);
-}
-
-static uint64_t processor_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
 
 /* Reads for ms milliseconds, half of them by handle; millions in a second of the processor's. */

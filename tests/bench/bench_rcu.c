@@ -21,7 +21,6 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
-#include <time.h>
 
 #include <pando/directory.h>
 #include <pando/rcu.h>
@@ -109,13 +108,11 @@ struct board {
 static pid_t start_writer(struct board *b)
 {
 	const pid_t pid = fork();
-	uint64_t next = harness_now_ns();
+	uint64_t next = 0;
 
 	if (pid != 0)
 		return pid;
 	while (!b->stop) {
-		const uint64_t now = harness_now_ns();
-
 		if (b->on) {
 			void *fresh = pando_alloc(region, 256), *old;
 
@@ -125,21 +122,10 @@ static pid_t start_writer(struct board *b)
 			CHECK_OK(pando_retire(region, old, 0));
 			b->replaced++;
 		}
-		/* One each millisecond; what it missed while others had the processor, it makes up for. */
-		next = now > next + 20000000 ? now : next + 1000000;
-		if (next > now)
-			nanosleep(&(struct timespec){.tv_nsec = (long)(next - now)}, NULL);
+		await_turn(&next);
 	}
 	pando_free(region, b->object);
 	_exit(0);
-}
-
-static uint64_t processor_ns(void)
-{
-	struct timespec ts;
-
-	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &ts);
-	return (uint64_t)ts.tv_sec * 1000000000ull + (uint64_t)ts.tv_nsec;
 }
 
 /* Reads for ms milliseconds; millions of reads in a second of the processor's. */
