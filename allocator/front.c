@@ -149,13 +149,19 @@ static inline uint32_t rotate32(uint32_t x, unsigned int by)
 	return x >> by | x << (32 - by);
 }
 
-/* As &m->of[class]; the compiler would work the address out anew for each member. */
-static inline struct pando__magazine *magazine(struct pando__magazines *m, unsigned int class)
-{
-	struct pando__magazine *mag = &m->of[class];
+/*
+ * Hides from the compiler how x came about: it would work it out again for each use, or before it is known
+ * that there is one.
+ */
+#define OPAQUE(x) __asm__("" : "+r"(x))
 
-	__asm__("" : "+r"(mag));
-	return mag;
+/* m, moved by so many magazines that of[0] is the class's. */
+static inline struct pando__magazines *at_class(struct pando__magazines *m, uint64_t class)
+{
+	uintptr_t at = (uintptr_t)m + class * sizeof(m->of[0]);
+
+	OPAQUE(at);
+	return (struct pando__magazines *)at;
 }
 
 /*
@@ -187,7 +193,7 @@ static inline __attribute__((always_inline)) void *alloc(struct pando_region *r,
 		   pando__thread.serial == pando__load_relaxed(&gate->serial))) {
 		unsigned int class =
 			pando__class_of_granules[(size + PANDO__GRANULE - 1) / PANDO__GRANULE];
-		struct pando__magazine *mag = &m->of[class];
+		struct pando__magazine *mag = at_class(m, class)->of;
 		void **top = mag->top;
 
 		if (LIKELY(top != mag->bottom)) {
@@ -285,7 +291,7 @@ static inline __attribute__((always_inline)) void release(struct pando_region *r
 		uint16_t *word = &m->objects[granule];
 
 		if (LIKELY(class < PANDO__CLASSES)) {
-			struct pando__magazine *mag = magazine(m, class);
+			struct pando__magazine *mag = at_class(m, class)->of;
 			void **top = mag->top;
 
 			if (LIKELY(top != mag->limit &&
@@ -296,11 +302,11 @@ static inline __attribute__((always_inline)) void release(struct pando_region *r
 				prefetch_for_write(p);
 				return;
 			}
-		} else if (!pando__remote_announced(m, granule) ||
-			   UNLIKELY(!pando__remote_step(m, granule, word, false))) {
-			free_others(r, p, site, entry);
-			return;
 		} else {
+			OPAQUE(granule);
+			if (!pando__remote_announced(m, granule) ||
+			    UNLIKELY(!pando__remote_step(m, granule, word, false)))
+				free_others(r, p, site, entry);
 			return;
 		}
 	}

@@ -23,10 +23,12 @@ struct pando__gate {
 };
 
 /*
- * Objects in a magazine, per thread and size class: the first to begin with; small ones of up to
- * 32 KiB together, where a thread has needed them.
+ * Objects in a magazine, per thread and size class: 64 to begin with; where a thread has needed them 128,
+ * or more up to 512 if they are of 32 KiB together. Frees and allocations of a size at random are seldom
+ * more than 128 apart, so that the slabs are seldom needed.
  */
 #define PANDO__MAGAZINE 64u
+#define PANDO__MAGAZINE_GROWN 128u
 #define PANDO__MAGAZINE_MAX 512u
 #define PANDO__MAGAZINE_BYTES (32u << 10)
 
@@ -67,7 +69,7 @@ struct pando__magazines {
 	bool intent_shared; /* the last one: under front->intent_lock */
 	struct pando__magazines *next; /* of this thread */
 	struct pando__magazines *next_of_front, **at_front; /* under the lock of thread.c */
-	void *store[PANDO__CLASSES / 2 * (PANDO__MAGAZINE_MAX / 2 + PANDO__MAGAZINE)];
+	void *store[PANDO__CLASSES / 2 * (PANDO__MAGAZINE_MAX / 2 + PANDO__MAGAZINE_GROWN)];
 };
 
 /* A few bytes of the static TLS block: the library must be loadable by dlopen(). */

@@ -175,7 +175,7 @@ static int take_intent(struct pando__front *f)
 /* Returns how many entries of the store the magazine takes. */
 static unsigned int magazine_init(struct pando__magazine *mag, void **store, unsigned int size)
 {
-	unsigned int page = PANDO__PAGE / size, room = PANDO__MAGAZINE;
+	unsigned int page = PANDO__PAGE / size, room = PANDO__MAGAZINE_GROWN;
 
 	while (room * 2 <= PANDO__MAGAZINE_MAX && room * 2 * size <= PANDO__MAGAZINE_BYTES)
 		room *= 2;
