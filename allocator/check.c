@@ -145,7 +145,7 @@ static void check_slab(struct check *c, unsigned int page, unsigned int class)
 			check_object(c, begin + g, word);
 	}
 	for (unsigned int p = page; p < page + PANDO__SLAB_PAGES && used; p++)
-		if ((c->entries[p] & 0xffffffu) != (c->entries[page] & 0xffffffu))
+		if (!PANDO__SAME_PAGE(c->entries[p], c->entries[page]))
 			wrong(c, p * PANDO__PAGE_GRANULES, "a slab's page has another entry",
 			      c->entries[p]);
 }

@@ -56,8 +56,8 @@
 /* An empty magazine gets new objects; the topmost of them is returned, LIVE. */
 static void *refill(struct pando__front *f, struct pando__magazines *m, unsigned int class)
 {
-	struct pando__magazine *mag = &m->of[class];
-	int n = pando__slab_refill(f, class, mag->bottom, mag->fill);
+	void **bottom = m->bottom[class];
+	int n = pando__slab_refill(f, class, bottom, m->fill[class]);
 	void *p;
 
 	if (n <= 0) {
@@ -66,12 +66,12 @@ static void *refill(struct pando__front *f, struct pando__magazines *m, unsigned
 	}
 	PANDO_INJECT("heap.refill.taken");
 	/* The first ones come from one page; who goes on allocating gets more at a time. */
-	if (mag->fill * 2 <= mag->room / 2)
-		mag->fill = (uint16_t)(mag->fill * 2);
-	if (mag->limit < mag->bottom + mag->fill * 2)
-		mag->limit = mag->bottom + mag->fill * 2;
-	mag->top = mag->bottom + n - 1;
-	p = *mag->top;
+	if (m->fill[class] * 2 <= m->room[class] / 2)
+		m->fill[class] = (uint16_t)(m->fill[class] * 2);
+	if (m->limit[class] < bottom + m->fill[class] * 2)
+		m->limit[class] = bottom + m->fill[class] * 2;
+	m->top[class] = bottom + n - 1;
+	p = *m->top[class];
 	pando__store_relaxed(pando__word(&f->view, pando__offset(&f->view, p)), PANDO__OBJECT_LIVE);
 	PANDO_INJECT("heap.refill.live");
 	return p;
@@ -80,18 +80,17 @@ static void *refill(struct pando__front *f, struct pando__magazines *m, unsigned
 static void *small_alloc(struct pando__front *f, unsigned int class)
 {
 	struct pando__magazines *m = pando__magazines(f);
-	struct pando__magazine *mag;
 
 	if (!m)
 		return NULL;
-	for (mag = &m->of[class]; mag->top != mag->bottom; mag->top--) {
-		void *p = mag->top[-1];
+	for (; m->top[class] != m->bottom[class]; m->top[class]--) {
+		void *p = m->top[class][-1];
 		uint16_t *word = pando__word(&f->view, pando__offset(&f->view, p));
 
 		if (pando__load_relaxed(word) != PANDO__OBJECT_CACHED)
 			continue; /* freed twice at one instant: it is in use already */
 		pando__store_relaxed(word, PANDO__OBJECT_LIVE);
-		mag->top--;
+		m->top[class]--;
 		return p;
 	}
 	return refill(f, m, class);
@@ -123,7 +122,7 @@ static void *any_alloc(struct pando__front *f, size_t alignment, size_t size)
 	return large_alloc(f, alignment, size > PANDO__SMALL_MAX ? size : PANDO__SMALL_MAX + 1);
 }
 
-static SLOW void *alloc_slow(struct pando_region *r, size_t alignment, size_t size,
+static SLOW void *alloc_slow(struct pando_region *r, size_t size, size_t alignment,
 			     const void *site)
 {
 	struct pando__front *f = pando__region_front(r);
@@ -144,25 +143,11 @@ static inline uint64_t rotate64(uint64_t x, unsigned int by)
 	return x >> by | x << (64 - by);
 }
 
-static inline uint32_t rotate32(uint32_t x, unsigned int by)
-{
-	return x >> by | x << (32 - by);
-}
-
 /*
- * Hides from the compiler how x came about: it would work it out again for each use, or before it is known
- * that there is one.
+ * Hides from the compiler how x came about: it would work out what follows from it before it is known that
+ * it is needed.
  */
 #define OPAQUE(x) __asm__("" : "+r"(x))
-
-/* m, moved by so many magazines that of[0] is the class's. */
-static inline struct pando__magazines *at_class(struct pando__magazines *m, uint64_t class)
-{
-	uintptr_t at = (uintptr_t)m + class * sizeof(m->of[0]);
-
-	OPAQUE(at);
-	return (struct pando__magazines *)at;
-}
 
 /*
  * Who frees an object will soon have it again, and write to it: a line that is not there then holds up
@@ -191,23 +176,22 @@ static inline __attribute__((always_inline)) void *alloc(struct pando_region *r,
 
 	if (LIKELY(size <= PANDO__SMALL_MAX &&
 		   pando__thread.serial == pando__load_relaxed(&gate->serial))) {
-		unsigned int class =
+		uint64_t class =
 			pando__class_of_granules[(size + PANDO__GRANULE - 1) / PANDO__GRANULE];
-		struct pando__magazine *mag = at_class(m, class)->of;
-		void **top = mag->top;
+		void **top = m->top[class];
 
-		if (LIKELY(top != mag->bottom)) {
+		if (LIKELY(top != m->bottom[class])) {
 			void *p = top[-1];
 			uint16_t *word = word_at(m, p);
 
 			if (LIKELY(pando__load_relaxed(word) == PANDO__OBJECT_CACHED)) {
-				mag->top = top - 1;
+				m->top[class] = top - 1;
 				pando__store_relaxed(word, PANDO__OBJECT_LIVE);
 				return p;
 			}
 		}
 	}
-	return alloc_slow(r, PANDO__GRANULE, size, site);
+	return alloc_slow(r, size, PANDO__GRANULE, site);
 }
 
 void *pando_alloc(struct pando_region *r, size_t size)
@@ -224,32 +208,31 @@ void *pando__alloc_for(struct pando_region *r, size_t size, const void *site)
  * A full magazine becomes larger, or gives its older half back: the objects that come back first are
  * the ones that the caches still have.
  */
-static void make_room(struct pando__front *f, struct pando__magazine *mag, unsigned int class)
+static void make_room(struct pando__front *f, struct pando__magazines *m, unsigned int class)
 {
-	unsigned int half = (unsigned int)(mag->limit - mag->bottom) / 2;
+	void **bottom = m->bottom[class];
+	unsigned int half = (unsigned int)(m->limit[class] - bottom) / 2;
 
-	if (half * 4 <= mag->room) {
-		mag->limit = mag->bottom + half * 4;
+	if (half * 4 <= m->room[class]) {
+		m->limit[class] = bottom + half * 4;
 		return;
 	}
-	pando__slab_flush(f, class, mag->bottom, half);
-	mag->top -= half;
-	memmove(mag->bottom, mag->bottom + half, half * sizeof(*mag->bottom));
+	pando__slab_flush(f, class, bottom, half);
+	m->top[class] -= half;
+	memmove(bottom, bottom + half, half * sizeof(*bottom));
 }
 
 void pando__magazine_push(struct pando__front *f, unsigned int class, void *p)
 {
 	struct pando__magazines *m = pando__magazines(f);
-	struct pando__magazine *mag;
 
 	if (!m) { /* no memory for magazines: straight back */
 		pando__slab_flush(f, class, &p, 1);
 		return;
 	}
-	mag = &m->of[class];
-	if (mag->top == mag->limit)
-		make_room(f, mag, class);
-	*mag->top++ = p;
+	if (m->top[class] == m->limit[class])
+		make_room(f, m, class);
+	*m->top[class]++ = p;
 }
 
 static SLOW void free_slow(struct pando_region *r, void *p, const void *site)
@@ -284,29 +267,28 @@ static inline __attribute__((always_inline)) void release(struct pando_region *r
 
 	if (LIKELY(pando__thread.serial == pando__load_relaxed(&gate->serial) &&
 		   granule < m->granules)) {
-		uint32_t entry = pando__load_relaxed(
-			&m->page_table[granule / (PANDO__PAGE / PANDO__GRANULE)]);
+		const uint32_t *entry = &m->page_table[granule / (PANDO__PAGE / PANDO__GRANULE)];
 		/* A page of a slab of this client, without flags, leaves the number of its class. */
-		uint32_t class = rotate32(entry, 16) - m->me_above;
-		uint16_t *word = &m->objects[granule];
+		uint32_t class = pando__load_relaxed(entry) - m->me;
 
 		if (LIKELY(class < PANDO__CLASSES)) {
-			struct pando__magazine *mag = at_class(m, class)->of;
-			void **top = mag->top;
+			uint16_t *words = m->objects;
+			void **top = m->top[class];
 
-			if (LIKELY(top != mag->limit &&
-				   pando__load_relaxed(word) == PANDO__OBJECT_LIVE)) {
-				pando__store_relaxed(word, PANDO__OBJECT_CACHED);
+			if (LIKELY(top != m->limit[class] &&
+				   pando__load_relaxed(&words[granule]) == PANDO__OBJECT_LIVE)) {
+				pando__store_relaxed(&words[granule], PANDO__OBJECT_CACHED);
 				*top = p;
-				mag->top = top + 1;
+				m->top[class] = top + 1;
 				prefetch_for_write(p);
 				return;
 			}
 		} else {
 			OPAQUE(granule);
+			OPAQUE(class);
 			if (!pando__remote_announced(m, granule) ||
-			    UNLIKELY(!pando__remote_step(m, granule, word, false)))
-				free_others(r, p, site, entry);
+			    UNLIKELY(!pando__remote_step(m, granule, &m->objects[granule], false)))
+				free_others(r, p, site, class + pando__load_relaxed(&m->me));
 			return;
 		}
 	}
@@ -332,7 +314,7 @@ void *pando_alloc_aligned(struct pando_region *r, size_t alignment, size_t size)
 	}
 	if (alignment <= PANDO__GRANULE)
 		return alloc(r, size, __builtin_return_address(0));
-	return alloc_slow(r, alignment, size, __builtin_return_address(0));
+	return alloc_slow(r, size, alignment, __builtin_return_address(0));
 }
 
 void *pando_calloc(struct pando_region *r, size_t n, size_t size)

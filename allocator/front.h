@@ -32,14 +32,6 @@ struct pando__gate {
 #define PANDO__MAGAZINE_MAX 512u
 #define PANDO__MAGAZINE_BYTES (32u << 10)
 
-/* Pointers to CACHED objects of one class: bottom[0] up to top[-1]. All NULL: not in use. */
-struct pando__magazine {
-	void **top, **bottom, **limit;
-	uint16_t fill; /* how many the next refill asks for */
-	uint16_t room; /* objects that `limit` can be raised to */
-	uint32_t reserved;
-};
-
 /*
  * What one thread has of one front. In memory that reads as zero in a child of any kind of fork: no
  * magazine has an object there, and no address is in bounds. Written by its thread alone, but for
@@ -52,7 +44,7 @@ struct pando__magazines {
 	const uint32_t *page_table;
 	uint16_t *objects;
 	uintptr_t words; /* &objects[0] - base / 16: where the words of address 0 would be */
-	uint32_t me_above; /* this client << 16 */
+	uint32_t me; /* the page-table entry of this client's pages, without class and flags */
 	uint32_t intent_number;
 	struct pando__intent *intent; /* of this thread */
 	/*
@@ -61,7 +53,13 @@ struct pando__magazines {
 	 */
 	uint32_t untold, untold_entry;
 #define PANDO__NOTHING_UNTOLD UINT32_MAX
-	struct pando__magazine of[PANDO__CLASSES];
+	/*
+	 * A magazine for each class: bottom[0] up to top[-1] are pointers to CACHED objects. All NULL: not
+	 * in use. Arrays of each rather than one of structs, so that the fast paths need no address.
+	 */
+	void **top[PANDO__CLASSES], **bottom[PANDO__CLASSES], **limit[PANDO__CLASSES];
+	uint16_t fill[PANDO__CLASSES]; /* how many the next refill asks for */
+	uint16_t room[PANDO__CLASSES]; /* objects that `limit` can be raised to */
 
 	uint64_t serial;
 	struct pando__front *front; /* NULL: gone. Under the lock of thread.c */

@@ -57,7 +57,7 @@
 #include <stdint.h>
 
 #define PANDO__HEAP_MAGIC 0x7061656f646e6170ull /* "pandoeap" */
-#define PANDO__HEAP_VERSION 3u
+#define PANDO__HEAP_VERSION 4u
 
 #define PANDO__GRANULE 32u
 #define PANDO__PAGE 4096u
@@ -98,34 +98,36 @@
 #define PANDO__LENGTH_PART(word, i) ((uint64_t)(((word) >> 2) & 0x1fffu) << (13 * (i)))
 
 /*
- * Page table: owner (slot + 1, ORPHAN, or 0: the page is in no slab and no large object), class,
- * flags. Written by the owner of the span; one load tells whose an address is, and what lies there.
+ * Page table: class, flags, owner (slot + 1, ORPHAN, or 0: the page is in no slab and no large
+ * object). Written by the owner of the span; one load tells whose an address is, and what lies there.
  * All pages of a slab have the same entry, save for BUSY, which stands in the first.
  */
-#define PANDO__PAGE_OWNER(entry) ((entry)&0xffffu)
-#define PANDO__PAGE_CLASS(entry) (((entry) >> 16) & 0xffu)
-#define PANDO__PAGE_FLAGS(entry) ((entry) >> 24)
+#define PANDO__PAGE_CLASS(entry) ((entry)&0xffu)
+#define PANDO__PAGE_FLAGS(entry) ((entry)&0xff00u) /* PANDO__PAGE_*, where they stand */
+#define PANDO__PAGE_OWNER(entry) ((entry) >> 16)
 #define PANDO__PAGE_ENTRY(owner, class, flags)                                                     \
-	((uint32_t)(owner) | (uint32_t)(class) << 16 | (uint32_t)(flags) << 24)
+	((uint32_t)(owner) << 16 | (uint32_t)(class) | (uint32_t)(flags))
+/* Two pages of one owner and class. */
+#define PANDO__SAME_PAGE(a, b) ((((a) ^ (b)) & ~0xff00u) == 0)
 #define PANDO__OWNER_ORPHAN 0xffffu
 #define PANDO__CLASS_NONE 0u
 #define PANDO__CLASS_LARGE 0xffu /* objects of jemalloc; 1..n: a slab of that class */
-#define PANDO__PAGE_LOOSE 0x1u /* LARGE, but its jemalloc died: pages go straight to the span */
+#define PANDO__PAGE_LOOSE 0x100u /* LARGE, but its jemalloc died: pages go straight to the span */
 /*
  * In the entry of a slab's first page. Its owner refills from it between a compare-and-swap of an
  * entry without BUSY and EMPTYING to one with BUSY, and a store. The broker, for an owner who does
  * nothing, takes the memory of a slab whose objects are all FREE in the same way with EMPTYING, and
  * leaves EMPTY: who refills next commits the slab's memory first and clears that.
  */
-#define PANDO__PAGE_BUSY 0x2u
-#define PANDO__PAGE_EMPTYING 0x4u
-#define PANDO__PAGE_EMPTY 0x8u
+#define PANDO__PAGE_BUSY 0x200u
+#define PANDO__PAGE_EMPTYING 0x400u
+#define PANDO__PAGE_EMPTY 0x800u
 /*
  * In orphans: a page, and all before it in its span, that belong to a large object which begins in
  * an earlier span. A span whose first or last page is LARGE cannot be adopted: part of such an
  * object may lie in it, which only the broker can free then.
  */
-#define PANDO__PAGE_INNER 0x10u
+#define PANDO__PAGE_INNER 0x1000u
 
 /*
  * Span words: owner (as above), state, and a count that makes each change a new value.

@@ -209,7 +209,7 @@ static void release_one(struct pando__rebuild *from, uint64_t index)
 		uint32_t entry = pando__load_relaxed(&b.v->page_table[p]);
 
 		if (PANDO__PAGE_FLAGS(entry) & PANDO__PAGE_INNER)
-			set_entry(b.v, p, entry & ~(PANDO__PAGE_INNER << 24));
+			set_entry(b.v, p, entry & ~PANDO__PAGE_INNER);
 	}
 	PANDO_INJECT("heap.rebuild.released");
 	pando__rebuild_span(&b, index);

@@ -510,7 +510,7 @@ static void collect_eighth(const struct pando__view *v, uint64_t page, uint32_t 
 	if (class == PANDO__CLASS_NONE || class >= PANDO__CLASSES ||
 	    PANDO__PAGE_OWNER(entry) != owner ||
 	    (PANDO__PAGE_FLAGS(entry) & (PANDO__PAGE_BUSY | PANDO__PAGE_EMPTYING)) ||
-	    !pando__cas_acq_rel(&v->page_table[page], &seen, entry | PANDO__PAGE_EMPTYING << 24))
+	    !pando__cas_acq_rel(&v->page_table[page], &seen, entry | PANDO__PAGE_EMPTYING))
 		return;
 	PANDO_INJECT("heap.idle.emptying");
 	/* Killed after this: pando__heap_recover() finds the words. */
@@ -519,7 +519,7 @@ static void collect_eighth(const struct pando__view *v, uint64_t page, uint32_t 
 	PANDO_INJECT("heap.idle.collected");
 	if (!used && v->lazy) {
 		pando__decommit(v, page * PANDO__PAGE, PANDO__SLAB);
-		after |= PANDO__PAGE_EMPTY << 24;
+		after |= PANDO__PAGE_EMPTY;
 	}
 	PANDO_INJECT("heap.idle.emptied");
 	pando__store_release(&v->page_table[page], after);
@@ -586,8 +586,7 @@ static void end_emptying(const struct pando__view *v, uint64_t index)
 
 		if (PANDO__PAGE_FLAGS(entry) & PANDO__PAGE_EMPTYING)
 			pando__store_release(&v->page_table[p],
-					     (entry & ~(PANDO__PAGE_EMPTYING << 24)) |
-						     PANDO__PAGE_EMPTY << 24);
+					     (entry & ~PANDO__PAGE_EMPTYING) | PANDO__PAGE_EMPTY);
 	}
 }
 

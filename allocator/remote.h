@@ -29,8 +29,6 @@ bool pando__remote_free(struct pando__front *f, uint64_t offset, uint16_t word);
 /* The object was judged while it was being freed: its page is another's now, who has to be told. */
 void pando__remote_late(struct pando__magazines *m, uint64_t granule);
 
-#define PANDO__SAME_PAGE(a, b) ((((a) ^ (b)) & 0xffffffu) == 0) /* owner and class */
-
 /*
  * Frees the LIVE object at `granule`, which lies in the slab that this thread has announced. False:
  * it is not LIVE, or the slab is not what it was, and nothing has changed. Five stores and five loads

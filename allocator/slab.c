@@ -169,7 +169,7 @@ static bool claim(struct pando__front *f, uint32_t number)
 	uint32_t seen = pando__load_acquire(entry);
 
 	while (!(PANDO__PAGE_FLAGS(seen) & PANDO__PAGE_EMPTYING))
-		if (pando__cas_acq_rel(entry, &seen, seen | PANDO__PAGE_BUSY << 24)) {
+		if (pando__cas_acq_rel(entry, &seen, seen | PANDO__PAGE_BUSY)) {
 			if (PANDO__PAGE_FLAGS(seen) & PANDO__PAGE_EMPTY)
 				record(f, number)->committed = f->view.lazy ? 0 : ALL_PAGES;
 			return true;
@@ -182,8 +182,8 @@ static void unclaim(struct pando__front *f, uint32_t number)
 {
 	uint32_t *entry = entry_of(f, number);
 
-	pando__store_release(entry, pando__load_relaxed(entry) &
-					    ~((PANDO__PAGE_BUSY | PANDO__PAGE_EMPTY) << 24));
+	pando__store_release(entry,
+			     pando__load_relaxed(entry) & ~(PANDO__PAGE_BUSY | PANDO__PAGE_EMPTY));
 }
 
 /* The pages that object `i` lies in, as bits. */

@@ -89,12 +89,10 @@ static void unlink_of_front(struct pando__magazines *m)
 static void flush(struct pando__magazines *m, struct pando__front *f)
 {
 	for (unsigned int class = 1; class < PANDO__CLASSES; class ++) {
-		struct pando__magazine *mag = &m->of[class];
-
-		if (mag->top != mag->bottom)
-			pando__slab_flush(f, class, mag->bottom,
-					  (unsigned int)(mag->top - mag->bottom));
-		mag->top = mag->bottom;
+		if (m->top[class] != m->bottom[class])
+			pando__slab_flush(f, class, m->bottom[class],
+					  (unsigned int)(m->top[class] - m->bottom[class]));
+		m->top[class] = m->bottom[class];
 	}
 }
 
@@ -173,16 +171,17 @@ static int take_intent(struct pando__front *f)
 }
 
 /* Returns how many entries of the store the magazine takes. */
-static unsigned int magazine_init(struct pando__magazine *mag, void **store, unsigned int size)
+static unsigned int magazine_init(struct pando__magazines *m, unsigned int class, void **store)
 {
-	unsigned int page = PANDO__PAGE / size, room = PANDO__MAGAZINE_GROWN;
+	const unsigned int size = pando__classes[class].size, page = PANDO__PAGE / size;
+	unsigned int room = PANDO__MAGAZINE_GROWN;
 
 	while (room * 2 <= PANDO__MAGAZINE_MAX && room * 2 * size <= PANDO__MAGAZINE_BYTES)
 		room *= 2;
-	mag->top = mag->bottom = store;
-	mag->limit = store + PANDO__MAGAZINE;
-	mag->room = (uint16_t)room;
-	mag->fill = (uint16_t)(page < PANDO__MAGAZINE / 4 ? page : PANDO__MAGAZINE / 4);
+	m->top[class] = m->bottom[class] = store;
+	m->limit[class] = store + PANDO__MAGAZINE;
+	m->room[class] = (uint16_t)room;
+	m->fill[class] = (uint16_t)(page < PANDO__MAGAZINE / 4 ? page : PANDO__MAGAZINE / 4);
 	return room;
 }
 
@@ -198,10 +197,10 @@ static struct pando__magazines *magazines_new(struct pando__front *f)
 	m->page_table = f->view.page_table;
 	m->objects = f->view.objects;
 	m->words = (uintptr_t)f->view.objects - (uintptr_t)f->view.base / 16;
-	m->me_above = f->me << 16;
+	m->me = PANDO__PAGE_ENTRY(f->me, 0, 0);
 	m->untold = PANDO__NOTHING_UNTOLD;
 	for (unsigned int class = 1; class < PANDO__CLASSES; class ++)
-		room += magazine_init(&m->of[class], m->store + room, pando__classes[class].size);
+		room += magazine_init(m, class, m->store + room);
 	assert(room <= sizeof(m->store) / sizeof(m->store[0]));
 	m->serial = f->serial;
 	pthread_mutex_lock(&lock);

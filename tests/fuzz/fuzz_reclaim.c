@@ -132,8 +132,8 @@ static void write_large(struct input *in)
 	for (unsigned int i = 0; i < PANDO__LENGTH_WORDS; i++)
 		view.objects[g + 1 + i] = PANDO__OBJECT_LENGTH(length, i);
 	view.objects[g] = some_word(in);
-	view.page_table[g / PANDO__PAGE_GRANULES] =
-		PANDO__PAGE_ENTRY(PANDO__OWNER_ORPHAN, PANDO__CLASS_LARGE, number(in, 1) & 0x1f);
+	view.page_table[g / PANDO__PAGE_GRANULES] = PANDO__PAGE_ENTRY(
+		PANDO__OWNER_ORPHAN, PANDO__CLASS_LARGE, (number(in, 1) & 0x1f) << 8);
 }
 
 static void write_pages(struct input *in)
@@ -143,7 +143,7 @@ static void write_pages(struct input *in)
 	const uint8_t kind = (uint8_t)number(in, 1);
 	const uint32_t class = kind < 0x60 ? PANDO__CLASS_LARGE : kind < 0xf0 ? kind % 17u : kind;
 	const uint32_t entry =
-		PANDO__PAGE_ENTRY(some_owner(in), class, kind & 1 ? number(in, 1) & 0xff : 0);
+		PANDO__PAGE_ENTRY(some_owner(in), class, kind & 1 ? number(in, 1) << 8 : 0);
 
 	for (unsigned int i = 0; i < n && p < end * PANDO__SPAN_PAGES; i++, p++) {
 		view.page_table[p] = entry;

@@ -697,7 +697,7 @@ static int child(void *theirs, bool handlers)
 		pando__front_abandon(f);
 	} else {
 		/* The fast paths must fail by themselves; the slow one is told by libshm's mark. */
-		if (pando__thread.current->of[2].top || pando__thread.current->granules)
+		if (pando__thread.current->top[2] || pando__thread.current->granules)
 			return 1;
 		r->gate.front = NULL;
 	}
