@@ -368,32 +368,51 @@ static void test_versions(struct harness *h)
 	close_world(&w);
 }
 
+/*
+ * Starts a backend that runs something, and waits until it has stopped: by itself, or at the point of
+ * `inject`, if not NULL, which it does not come to before.
+ */
+static pid_t start_and_stop(struct world *w, const char *inject, void (*run)(struct pool_client *c))
+{
+	const pid_t pid = fork();
+	int status;
+
+	CHECK(pid >= 0);
+	if (pid == 0) {
+		struct pool_client c;
+
+		CHECK_INT(pool_visit(&c, w->pool, w->region, &w->file), 0);
+		CHECK_INT(pool_enter(&c), 0);
+		CHECK(pool_pin(&c, 3, 0));
+		pool_unpin(&c, 0);
+		pando__inject_arm(inject ? inject : "");
+		run(&c);
+		pool_leave(&c);
+		_exit(0);
+	}
+	CHECK(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status));
+	return pid;
+}
+
+static void stop_with_pin(struct pool_client *c)
+{
+	const struct page *p = pool_pin(c, 3, 0);
+
+	CHECK(p && p->version == 0);
+	raise(SIGSTOP);
+	CHECK(!page_broken(PAGE_OWN, p, 3) && p->version == 0);
+	pool_unpin(c, 0);
+}
+
 /* A stopped process is not dead: it keeps its pin, and finds its page as it was. */
 static void test_stopped_is_not_dead(struct harness *h)
 {
 	struct pool_usage u;
 	struct world w;
 	pid_t pid, other;
-	int status;
 
 	open_world(&w, h, pool_frames_min(BACKENDS));
-	pid = fork();
-	CHECK(pid >= 0);
-	if (pid == 0) {
-		const struct page *p;
-		struct pool_client c;
-
-		CHECK_INT(pool_visit(&c, w.pool, w.region, &w.file), 0);
-		CHECK_INT(pool_enter(&c), 0);
-		p = pool_pin(&c, 3, 0);
-		CHECK(p && p->version == 0);
-		raise(SIGSTOP);
-		CHECK(!page_broken(PAGE_OWN, p, 3) && p->version == 0);
-		pool_unpin(&c, 0);
-		pool_leave(&c);
-		_exit(0);
-	}
-	CHECK(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status));
+	pid = start_and_stop(&w, NULL, stop_with_pin);
 	CHECK_INT(pool_bury_all(&w.visitor), 0);
 	pool_look(w.pool, &u);
 	CHECK_INT(u.pins, 1);
@@ -408,28 +427,23 @@ static void test_stopped_is_not_dead(struct harness *h)
 	close_world(&w);
 }
 
+static void stop_with_all_pins(struct pool_client *c)
+{
+	for (unsigned int i = 0; i < POOL_PINS_USER; i++)
+		CHECK(pool_pin(c, i, i));
+	raise(SIGSTOP);
+	_exit(1);
+}
+
 /* What a killed backend had pinned is not pinned any more as soon as it is buried. */
 static void test_pins_of_the_dead(struct harness *h)
 {
 	struct pool_usage u;
 	struct world w;
 	pid_t pid;
-	int status;
 
 	open_world(&w, h, pool_frames_min(BACKENDS));
-	pid = fork();
-	CHECK(pid >= 0);
-	if (pid == 0) {
-		struct pool_client c;
-
-		CHECK_INT(pool_visit(&c, w.pool, w.region, &w.file), 0);
-		CHECK_INT(pool_enter(&c), 0);
-		for (unsigned int i = 0; i < POOL_PINS_USER; i++)
-			CHECK(pool_pin(&c, i, i));
-		raise(SIGSTOP);
-		_exit(1);
-	}
-	CHECK(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status));
+	pid = start_and_stop(&w, NULL, stop_with_all_pins);
 	pool_look(w.pool, &u);
 	CHECK_INT(u.pins, POOL_PINS_USER);
 	CHECK(kill(pid, SIGKILL) == 0);
@@ -476,26 +490,11 @@ static void stopped_in_section(struct harness *h, const char *inject,
 	struct world w;
 	unsigned int ms;
 	pid_t pid, other;
-	int status;
 
 	if (COUNT(bufferpool_points) < 2)
 		harness_skip("built without injection points");
 	open_world(&w, h, pool_frames_min(BACKENDS));
-	pid = fork();
-	CHECK(pid >= 0);
-	if (pid == 0) {
-		struct pool_client c;
-
-		CHECK_INT(pool_visit(&c, w.pool, w.region, &w.file), 0);
-		CHECK_INT(pool_enter(&c), 0);
-		CHECK(pool_pin(&c, 3, 0));
-		pool_unpin(&c, 0);
-		pando__inject_arm(inject);
-		run(&c);
-		pool_leave(&c);
-		_exit(0);
-	}
-	CHECK(waitpid(pid, &status, WUNTRACED) == pid && WIFSTOPPED(status));
+	pid = start_and_stop(&w, inject, run);
 	other = start(&w, NULL, "", 0);
 	/* It comes to a stand when it has no frames left, or else goes on and on. */
 	for (ms = 0; ms < 300; ms++) {
