@@ -48,8 +48,8 @@
  * Nobody waits longer. On a machine that is busy, that is where this thread's own naps have been late by
  * more than LATE_NS, locks of the kernel (of a page that two processes fault in, of the region's file)
  * are held by threads that wait for a processor, and who waits for them waits that long, for each that
- * comes before it. There as many turns as BUSY_TURNS may be added, each as long as a worker has waited
- * for a processor: more shows a lock which many want, or one whose holder is dead.
+ * comes before it. There as many turns as BUSY_TURNS may be added, each as long as this thread or a
+ * worker has waited for a processor: more shows a lock which many want, or one whose holder is dead.
  */
 #define WAIT_LIMIT_NS 100000000u
 #define LATE_NS 30000000u
@@ -711,7 +711,9 @@ static void report_json(double seconds)
 static void judge_waiting(void)
 {
 	const bool busy = sum.late_ns_max > LATE_NS;
-	const uint64_t limit = WAIT_LIMIT_NS + (busy ? BUSY_TURNS * sum.delayed_ns_max : 0);
+	const uint64_t turn =
+		sum.delayed_ns_max > sum.late_ns_max ? sum.delayed_ns_max : sum.late_ns_max;
+	const uint64_t limit = WAIT_LIMIT_NS + (busy ? BUSY_TURNS * turn : 0);
 
 	printf("  naps were late by up to %.1f ms, operations by up to %.1f ms for want of a "
 	       "processor: %s, the limit for waiting is %.0f ms\n",
