@@ -17,6 +17,7 @@
  *	   disk DEV	   file system (ext4) to mount on /run/disk
  *	   swap DEV	   device to format as swap and to use
  *	   merge yes	   stdout and stderr of the caller are the same file
+ *	   limit S	   kernel/vm gives up S seconds after it started QEMU
  * and goes back through it:
  *	status		the exit status in decimal, 128 + signal if killed
  *
@@ -391,8 +392,40 @@ static int forward(int from, int to)
 	return n > 0;
 }
 
+/* Milliseconds that are left until shortly before kernel/vm gives up; -1 for ever. */
+static int time_left(long limit)
+{
+	long margin = limit / 10 < 30 ? limit / 10 : 30;
+	struct timespec t;
+
+	if (!limit)
+		return -1;
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return t.tv_sec >= limit - margin ? 0 : (int)(limit - margin - t.tv_sec) * 1000;
+}
+
+/*
+ * What a command that does not end is waiting for, in the kernel's log: blocked
+ * tasks, locks held, what the processors do, all tasks. That these lines are there
+ * also says that the machine itself still ran.
+ */
+static void show_hang(void)
+{
+	const char *c;
+	int fd;
+
+	note("time is nearly up");
+	for (c = "wdlt"; *c; c++) {
+		fd = open("/proc/sysrq-trigger", O_WRONLY | O_CLOEXEC);
+		if (fd < 0 || write(fd, c, 1) != 1)
+			note("sysrq %c: %s", *c, strerror(errno));
+		close(fd);
+	}
+	note("all tasks shown");
+}
+
 /* Serves pipes and the dead until the command has ended; returns its status. */
-static int serve(pid_t command, int pipes[2], int ports[2], int sigfd)
+static int serve(pid_t command, int pipes[2], int ports[2], int sigfd, long limit)
 {
 	struct pollfd fds[3] = {
 		{ .fd = pipes[0], .events = POLLIN },
@@ -404,7 +437,11 @@ static int serve(pid_t command, int pipes[2], int ports[2], int sigfd)
 	pid_t pid;
 
 	while (status < 0) {
-		poll(fds, 3, -1);
+		poll(fds, 3, time_left(limit));
+		if (!time_left(limit)) {
+			show_hang();
+			limit = 0;
+		}
 		for (i = 0; i < 2; i++)
 			if (fds[i].revents && !forward(pipes[i], ports[i]))
 				fds[i].fd = -1;
@@ -434,6 +471,7 @@ static void end_all(void)
 int main(void)
 {
 	char **argv, **env, **setup, text[16];
+	const char *limit;
 	int out[2], err[2], pipes[2], ports[2], ctl, sigfd, status, i;
 	sigset_t chld;
 	size_t size;
@@ -486,7 +524,8 @@ int main(void)
 	close(out[1]);
 	close(err[1]);
 
-	status = serve(status, pipes, ports, sigfd);
+	limit = the(setup, "limit");
+	status = serve(status, pipes, ports, sigfd, limit ? atol(limit) : 0);
 	note("command ended with status %d", status);
 	end_all();
 	snprintf(text, sizeof(text), "%d\n", status);
