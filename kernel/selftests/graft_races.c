@@ -195,7 +195,8 @@ static void dying(void)
 
 	need_graft();
 	fill(p, SIZE, 100);
-	while (now() < end) {
+	/* On a slow machine as much longer as a few moves take. */
+	while (now() < end || done <= 10) {
 		pid_t pid = xfork();
 		int i;
 
@@ -231,7 +232,6 @@ static void dying(void)
 		wait_status(pid);
 	}
 	diag("%ld moves, %ld to processes that had gone", done, gone);
-	CHECK(done > 10, "hardly any");
 	CHECK_EQ(differing(p, SIZE, 100), 0);
 }
 

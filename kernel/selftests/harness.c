@@ -439,6 +439,10 @@ int run_cases(const struct test_case *cases, size_t count, int argc, char **argv
 	for (i = 0; i < count; i++)
 		for (a = 1, planned += argc < 2; a < argc; a++)
 			planned += !strcmp(argv[a], cases[i].name);
+	if (!planned) {
+		fprintf(stderr, "%s: no case of that name\n", argv[0]);
+		return 2;
+	}
 	system_remember();
 	printf("TAP version 13\n");
 	if (!has_path(mshare_root()) || !mshare_align()) {

@@ -16,6 +16,8 @@
 #define PAGES 8192 /* 32 MiB */
 #define LIMIT "12M"
 #define VERIFIERS 5
+#define MIN_SWAPPED 100 /* pages, in each half */
+#define MIN_VERIFIED 50
 #define WORDS (PAGE / sizeof(uint64_t))
 
 struct board {
@@ -112,6 +114,21 @@ static void check_all(void)
 		CHECK(verify(i, "in the end"), "nobody writes any more");
 }
 
+/*
+ * Half of the storm, and as much longer as it takes on a slow machine until so many
+ * more pages have been swapped out and verified: a half in which nothing moved shows
+ * nothing. The case's own time limit ends it if nothing ever does.
+ */
+static void blow(unsigned int ms)
+{
+	uint64_t verified = LOAD(&b->verified) + MIN_VERIFIED;
+	long out = vmstat("pswpout") + MIN_SWAPPED;
+	double end = now() + ms / 1000.0;
+
+	while (now() < end || LOAD(&b->verified) < verified || vmstat("pswpout") < out)
+		nap_ms(100);
+}
+
 /* During the storm, at its middle: something that moves all pages about. */
 static void storm(const char *name, void (*middle)(int swap))
 {
@@ -127,9 +144,9 @@ static void storm(const char *name, void (*middle)(int swap))
 	scribbler = start_scribbler("pressure");
 	for (i = 0; i < VERIFIERS; i++)
 		verifier[i] = start_verifier("pressure", i, name);
-	nap_ms(half);
+	blow(half);
 	middle(swap);
-	nap_ms(half);
+	blow(half);
 	STORE(&b->stop, 1);
 	JOIN(scribbler);
 	for (i = 0; i < VERIFIERS; i++)
@@ -138,8 +155,6 @@ static void storm(const char *name, void (*middle)(int swap))
 	in = vmstat("pswpin") - in;
 	out = vmstat("pswpout") - out;
 	diag("%lu pages written, %lu verified, %ld swapped out, %ld in", b->written, b->verified, out, in);
-	CHECK(out > 200, "hardly any swapping: %ld pages out", out);
-	CHECK(b->verified > 100, "hardly any verifying");
 	cgroup_set("pressure", "memory.high", "max");
 	swap_try_remove(swap);
 	check_all();
