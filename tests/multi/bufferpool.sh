@@ -80,6 +80,7 @@ expect 0 'as counted' check "$dir/data"
 
 # --- one that runs: top, who else wants the file, the end by Ctrl-C ---
 begin_run() {
+	: >"$dir/run.out" # of an earlier run
 	"$program" run "$dir/data" --seconds 0 --write-percent 30 >"$dir/run.out" 2>"$dir/run.err" &
 	run_pid=$!
 	await grep -q '^watch it' "$dir/run.out" || { cat "$dir/run.err"; failed "it does not run"; }

@@ -39,6 +39,24 @@ start_broker() { # OPTION...
 	exit 1
 }
 
+# start_client FILE ARGUMENT...: starts client.py with the library. Its process is left in $client; it has written its
+# first line into FILE when this returns.
+start_client() {
+	local file=$1
+	shift
+	: >"$file" # what an earlier client wrote there is not this one's word
+	python3 "$dir/client.py" "$PANDO_LIBRARY" "$@" >"$file" &
+	client=$!
+	for ((i = 0; i < 400; i++)); do
+		[ -s "$file" ] && return 0
+		kill -0 "$client" 2>/dev/null || break
+		sleep 0.05
+	done
+	kill "$client" 2>/dev/null
+	echo "FAILED: a client did not come up"
+	exit 1
+}
+
 failed() {
 	failures=$((failures + 1))
 	echo "FAILED: $*"
@@ -258,7 +276,7 @@ clients() {
 	export PANDO_BROKER=$dir/broker.sock
 	[ -n "${PANDO_LIBRARY:-}" ] && [ -z "${PANDO_SANITIZED:-}" ] || return 0
 	"$p" create held -q --size 1M
-	python3 - "$PANDO_LIBRARY" >"$dir/ready" <<'PY' &
+	cat >"$dir/client.py" <<'PY'
 import ctypes, sys, time
 lib = ctypes.CDLL(sys.argv[1])
 p, r = ctypes.c_void_p(), ctypes.c_void_p()
@@ -268,8 +286,8 @@ assert lib.pando_read_lock(r) == 0
 print("ready", flush=True)
 time.sleep(60)
 PY
-	holder=$!
-	for ((i = 0; i < 200; i++)); do grep -q ready "$dir/ready" && break; sleep 0.05; done
+	start_client "$dir/ready"
+	holder=$client
 	expect 0 "^ *$holder +python3" "$p" clients held
 	expect 0 "^ *$holder +python3" "$p" clients
 	json '[(c["pid"], c["regions"], c["uid"]) for c in d["clients"]]' "[($holder, 1, $(id -u))]" "$p" clients held --json
@@ -327,12 +345,10 @@ if len(sys.argv) > 2:
 print(me, flush=True)
 time.sleep(60)
 PY
-	python3 "$dir/client.py" "$PANDO_LIBRARY" >"$dir/holder" &
-	holder=$!
-	for ((i = 0; i < 200; i++)); do grep -q . "$dir/holder" && break; sleep 0.05; done
-	python3 "$dir/client.py" "$PANDO_LIBRARY" "$(cat "$dir/holder")" >"$dir/owner" &
-	owner=$!
-	for ((i = 0; i < 200; i++)); do grep -q . "$dir/owner" && break; sleep 0.05; done
+	start_client "$dir/holder"
+	holder=$client
+	start_client "$dir/owner" "$(cat "$dir/holder")"
+	owner=$client
 	json "$seen" '[11, 3, 2, 0]' "$p" heap shelf --json
 	json '[(c["pid"], c["objects"], c["held"]) for c in d["clients"]]' "[($holder, 0, 2), ($owner, 6, 0)]" \
 		"$p" heap shelf --json
@@ -379,9 +395,8 @@ for name in b"orders/1", b"orders/2", b"with a blank", b"orders/1":
 print("ready", flush=True)
 time.sleep(60)
 PY
-	python3 "$dir/client.py" "$PANDO_LIBRARY" >"$dir/ready" &
-	holder=$!
-	for ((i = 0; i < 200; i++)); do grep -q ready "$dir/ready" && break; sleep 0.05; done
+	start_client "$dir/ready"
+	holder=$client
 	json 'sorted((n["name"], n["size"], n["version"] > 0) for n in d["names"])' \
 		"[('orders/1', 128, True), ('orders/2', 128, True), ('with a blank', 128, True)]" "$p" names book --json
 	json 'sorted(n["name"] for n in d["names"])' "['orders/1', 'orders/2']" "$p" names book orders/ --json
