@@ -31,7 +31,10 @@ static void fill(struct pando_region *r, size_t size, uint64_t bytes)
 	for (uint64_t done = 0; done < bytes; done += size) {
 		unsigned char *p = pando_alloc(r, size);
 
-		CHECK(p && count < MOST);
+		if (!p)
+			harness_fail(__FILE__, __LINE__, "after %llu of %llu bytes: %s", (unsigned long long)done,
+				     (unsigned long long)bytes, pando_strerror_last());
+		CHECK(count < MOST);
 		for (size_t at = 0; at < size; at += 4096)
 			p[at] = 1;
 		objects[count++] = p;
