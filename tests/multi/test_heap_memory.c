@@ -32,8 +32,9 @@ static void fill(struct pando_region *r, size_t size, uint64_t bytes)
 		unsigned char *p = pando_alloc(r, size);
 
 		if (!p)
-			harness_fail(__FILE__, __LINE__, "after %llu of %llu bytes: %s", (unsigned long long)done,
-				     (unsigned long long)bytes, pando_strerror_last());
+			harness_fail(__FILE__, __LINE__, "after %llu of %llu bytes: %s",
+				     (unsigned long long)done, (unsigned long long)bytes,
+				     pando_strerror_last());
 		CHECK(count < MOST);
 		for (size_t at = 0; at < size; at += 4096)
 			p[at] = 1;
