@@ -392,10 +392,13 @@ static int forward(int from, int to)
 	return n > 0;
 }
 
-/* Milliseconds that are left until shortly before kernel/vm gives up; -1 for ever. */
+/*
+ * Milliseconds that are left until shortly before kernel/vm gives up; -1 for ever. This clock
+ * starts some seconds after kernel/vm's on a busy host, by which the margin shrinks.
+ */
 static int time_left(long limit)
 {
-	long margin = limit / 10 < 30 ? limit / 10 : 30;
+	long margin = limit / 5 < 30 ? limit / 5 : 30;
 	struct timespec t;
 
 	if (!limit)
